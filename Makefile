@@ -1,0 +1,58 @@
+# make demo and make test each work alone from a bare clone (Linux, Python 3.11+, make, pip).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo-out
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint static-test docs zoo bench fixtures clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gqacheck needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## writes a healthy, a broken and a truncated checkpoint and checks them
+	rm -rf $(DEMO)
+	$(BIN)/python -m fixtures.demo $(DEMO)
+
+test: $(READY) lint  ## lint, types, every test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The static part in an environment of its own that has neither torch nor numpy:
+#   make static-test PYTHON=python3.13
+STATIC := .venv-static-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+$(STATIC)/.ready: pyproject.toml constraints.txt
+	test -x $(STATIC)/bin/python || $(PYTHON) -m venv $(STATIC)
+	$(STATIC)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[static-test]'
+	touch $@
+
+static-test: $(STATIC)/.ready  ## the static tests without torch and numpy, on PYTHON
+	$(STATIC)/bin/python -c 'import importlib.util as u, sys; found = [m for m in ("torch", "numpy") if u.find_spec(m)]; sys.exit(f"{found} installed in $(STATIC)" if found else 0)'
+	$(STATIC)/bin/python -m pytest tests/static
+
+docs: $(READY)  ## writes the generated parts of README and docs/rules anew
+	$(BIN)/python -m docs.generate
+
+bench: $(READY)  ## time and memory side by side with what people run today
+	$(BIN)/python -m benchmarks.static
+
+fixtures: $(READY)  ## trains the three fixture models anew (half an hour)
+	$(BIN)/python -m fixtures.train
+
+clean:
+	rm -rf $(VENV) .venv-static-* $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache

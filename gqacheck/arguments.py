@@ -1,0 +1,184 @@
+"""The command line as values: which command, which words, which options. Only words after ``--ppl`` are looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gqacheck.errors import UsageError
+from gqacheck.flags import COLOURS, FLAGS, FORMATS, GROUPS, Flag, one_of, suggestion
+
+CORPORA = ("smoke",)
+CHECKPOINT_SUFFIXES = (
+    ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".pkl", ".pickle", ".onnx", ".h5", ".npz", ".tar", ".zip",
+    ".index.json",
+)  # fmt: skip
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "check": ("CKPT [CKPT ...] [options]", "check files or folders (the word `check` may be left out)"),
+    "explain": ("CODE", "what a rule checks, why it matters and how to fix it; CODE is GQA104 or q-kv-indivisible"),
+    "rules": ("[--format text|json]", "all rules with their severities"),
+    "demo": ("[FOLDER]", "writes a tiny parent, a broken and a healthy child, and checks them"),
+}
+_SMALL = (
+    Flag("--format", "text|json", "default text", one_of(*FORMATS)),
+    Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
+)
+_EXAMPLES = """\
+examples
+  gqacheck pytorch_model.bin                    reads the headers: milliseconds, nothing is executed
+  gqacheck model/ --base parent/                beside its parent: what was cut, is the ratio still right
+  gqacheck pytorch_model.bin --ppl              rebuilds and runs it: perplexity on a small built-in text
+  gqacheck model/ --ppl held-out.txt            the same on your own text
+  gqacheck a.bin b.bin --output json=out.json   two at once, and a JSON report beside the text
+  gqacheck model/ --ppl --require shapes,ppl    a gate: exit 3 if one of these could not be checked
+
+exit codes (with several checkpoints the highest)
+  0  nothing at or above --fail-on
+  1  findings at or above --fail-on
+  2  the command line makes no sense
+  3  could not check: unreadable file, missing extra, or something --require names was not checked
+
+Options may also stand in gqacheck.toml, or under [tool.gqacheck] in pyproject.toml, in this folder or one above
+it (fail-on = "warning"); the command line wins.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """One command line, taken apart: ``words`` no option took; ``given`` holds only the options that were said."""
+
+    command: str
+    words: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+    help: bool = False
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """What ``argv`` (without the program's name) asks for. Raises UsageError."""
+    command, rest = "check", list(argv)
+    if rest and rest[0] in COMMANDS:
+        command = rest.pop(0)
+    elif rest:
+        _refuse_unknown_command(rest[0])
+    flags = FLAGS if command == "check" else {flag.name: flag for flag in _SMALL}
+    words: list[str] = []
+    given: dict[str, Any] = {}
+    i = 0
+    while i < len(rest):
+        word = rest[i]
+        i += 1
+        name, equals, value = word.partition("=")
+        if word == "--":
+            words += rest[i:]
+            break
+        if word in ("-h", "--help"):
+            return Arguments(command, help=True)
+        if word == "-" or not word.startswith("-"):
+            words.append(word)
+            continue
+        flag = flags.get(name)
+        if flag is None:
+            hint = suggestion(name, list(flags), 0.8) or f"; see gqacheck {command} --help"
+            raise UsageError(f"there is no option {name[:60]!r}{hint}")
+        if not flag.metavar:
+            if equals:
+                raise UsageError(f"{name} takes no value")
+            given[flag.key] = True
+            continue
+        if not equals:
+            if name == "--ppl" and not _is_corpus(rest, i, words):
+                value = CORPORA[0]
+            elif i < len(rest):
+                value = rest[i]
+                i += 1
+            else:
+                raise UsageError(f"{name} needs a value: {name} {flag.metavar}")
+        _store(given, flag, value)
+    return Arguments(command, tuple(words), given)
+
+
+def _store(given: dict[str, Any], flag: Flag, text: str) -> None:
+    if not text:
+        raise UsageError(f"{flag.name} needs a value: {flag.name} {flag.metavar}")
+    value = flag.convert(flag.name, text)
+    if flag.repeat:
+        given[flag.key] = (*given.get(flag.key, ()), value)
+    elif flag.key in given and given[flag.key] != value:
+        raise UsageError(f"{flag.name} was given twice, with different values")
+    else:
+        given[flag.key] = value
+
+
+def _refuse_unknown_command(word: str) -> None:
+    """A bare lower-case word that is no file was meant as a sub-command."""
+    if not (word.isascii() and word.isalpha() and word.islower()) or os.path.lexists(word):
+        return
+    names = list(COMMANDS)
+    hint = suggestion(word, names, 0.75) or f"; the sub-commands are {', '.join(names)}"
+    raise UsageError(f"{word[:60]!r} is neither a sub-command nor a file or folder here{hint}")
+
+
+def _is_corpus(rest: Sequence[str], i: int, before: Sequence[str]) -> bool:
+    """Whether the word after ``--ppl`` is its corpus. A checkpoint never is: it would silently not be checked.
+
+    Raises UsageError for a checkpoint after ``--ppl`` when there already is one before it.
+    """
+    if i >= len(rest) or rest[i].startswith("-"):
+        return False
+    word = rest[i]
+    name = word.partition("@")[0]
+    if name in CORPORA or _is_text_file(word) or _is_text_file(name):
+        return True
+    if not os.path.exists(word) and not word.lower().endswith(CHECKPOINT_SUFFIXES):
+        others = before or [later for later in rest[i + 1 :] if not later.startswith("-")]
+        if others:
+            return True  # no such file: it will be reported as a corpus that is not available
+    if before:
+        raise UsageError(
+            f"{word[:200]!r} after --ppl is a checkpoint, not a text; to check both, put --ppl last: "
+            f"gqacheck {' '.join(before)} {word[:200]} --ppl"
+        )
+    return False
+
+
+def _is_text_file(path: str) -> bool:
+    """Whether ``path`` is a file of readable text, and not a checkpoint by its name or its first bytes."""
+    if path.lower().endswith(CHECKPOINT_SUFFIXES) or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(4096)
+    except OSError:
+        return False
+    if b"\0" in head or head.startswith(b"version https://git-lfs"):
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return len(head) == 4096 and error.start > 4092  # cut inside its last character
+    return True
+
+
+def help_text(command: str | None) -> str:
+    """The help of one command; of all of them for None."""
+    if command is not None and command != "check":
+        usage, sentence = COMMANDS[command]
+        flags = _SMALL if command in ("rules",) else _SMALL[1:]
+        return f"usage: gqacheck {command} {usage}\n\n{sentence}\n\noptions\n{_rows(flags)}"
+    parts = [
+        "usage: gqacheck CKPT [CKPT ...] [options]\n",
+        "Is a pruned grouped-query-attention checkpoint sound, and does it really run?\n"
+        "CKPT is a file (torch zip or legacy, safetensors), a folder as save_pretrained writes it, or a model in the\n"
+        "local Hugging Face cache (org/name). The answer is three claims: shapes, pairing, runtime.\n",
+        "commands\n" + "".join(f"  {name:22} {text}\n" for name, (_, text) in COMMANDS.items()),
+        *(f"{title}\n{_rows(flags)}" for title, flags in GROUPS),
+        "  -h, --help             this text\n  --version              the version\n",
+        _EXAMPLES,
+    ]
+    return "\n".join(parts).replace("\n\n  -h", "\n  -h")
+
+
+def _rows(flags: Sequence[Flag]) -> str:
+    return "".join(f"  {f'{flag.name} {flag.metavar}'.rstrip():22} {flag.help}\n" for flag in flags)

@@ -1,0 +1,382 @@
+"""The one pipeline that the command line, the plugin and the API call: open, measure, judge, and run if asked.
+
+Nothing here prints. What could not be checked is a report that says so, never an exception; only a request that
+makes no sense raises (``UsageError``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gqacheck.checkpoint import Checkpoint
+from gqacheck.claims import REQUIRABLE, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
+from gqacheck.errors import GqacheckError, MissingDependency, UsageError
+from gqacheck.geometry.facts import Expectations, Geometry, RuntimeFacts, Subject
+from gqacheck.result import CheckpointReport, Verdict
+from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
+from gqacheck.rules.run import NEEDS_REPAIR, choose_rules, run_rules
+
+if TYPE_CHECKING:
+    from gqacheck.runtime.run import Progress
+
+UNRUNNABLE = frozenset(
+    ("GQA012", "GQA014", "GQA101", "GQA102", "GQA103", "GQA104", "GQA106", "GQA107", "GQA109", "GQA110", "GQA301",
+     "GQA302", "GQA303", "GQA304", "GQA305", "GQA409", "GQA410")
+)  # fmt: skip
+"""Rules whose errors mean that no model can be built from the tensors, so running it would only repeat them.
+
+Stale attributes (GQA2xx) and a config that does not match (GQA4xx) are not here: the rebuild goes by the tensors.
+"""
+
+
+class UnsoundModelError(GqacheckError, AssertionError):
+    """``assert_sound`` found errors; the message is the text report, ``report`` the report itself."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, report: CheckpointReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller asks of one check; the names are those of the command line."""
+
+    base: str | None = None
+    config: str | None = None
+    family: str | None = None
+    head_dim: int | None = None
+    expect: Expectations = field(default_factory=Expectations)
+    ppl: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    fail_on: Severity = Severity.ERROR
+    require: tuple[str, ...] = ()
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    progress: Progress | None = None
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    head_dim: int | None = None,
+    expect_layers: int | None = None,
+    expect_ratio: tuple[int, int] | None = None,
+    ppl: Sequence[str] = (),
+    tokenizer: str | os.PathLike[str] | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    fail_on: str = "error",
+    require: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+) -> CheckpointReport:
+    """The report on one checkpoint: a file or a folder. Reads headers only, unless ``ppl`` asks to run the model.
+
+    The keywords are the options of the command line (``gqacheck --help``); ``ppl=["smoke"]`` is ``--ppl``. A file
+    that cannot be read gives a report whose ``error`` says why and whose ``exit_code`` is 3.
+
+        >>> report = check("pytorch_model.bin", expect_ratio=(4, 1))
+        >>> report.verdict, [finding.code for finding in report.findings]
+        (<Verdict.FAIL: 'fail'>, ['GQA104'])
+
+    Raises: UsageError for options that make no sense.
+    """
+    options = Options(
+        base=_text(base),
+        config=_text(config),
+        family=family,
+        head_dim=head_dim,
+        expect=Expectations(expect_layers, expect_ratio),
+        ppl=_names("ppl", ppl),
+        tokenizer=_text(tokenizer),
+        select=_names("select", select),
+        ignore=_names("ignore", ignore),
+        fail_on=_severity(fail_on),
+        require=_names("require", require),
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        seed=seed,
+        limit=limit,
+    )
+    return check_path(os.fspath(path), options)
+
+
+def check_model(
+    model: Any,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    expect_layers: int | None = None,
+    expect_ratio: tuple[int, int] | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    fail_on: str = "error",
+    require: Sequence[str] = (),
+) -> CheckpointReport:
+    """The report of the static rules on a live ``nn.Module``: its shapes, its attributes and its config.
+
+    Raises: UsageError for options that make no sense, or when ``model`` is no module with decoder layers.
+    """
+    from gqacheck.runtime.live import describe_model
+
+    options = Options(
+        base=_text(base),
+        expect=Expectations(expect_layers, expect_ratio),
+        select=_names("select", select),
+        ignore=_names("ignore", ignore),
+        fail_on=_severity(fail_on),
+        require=_names("require", require),
+    )
+    return _report("live model", lambda: describe_model(model), options)
+
+
+def assert_sound(model: Any, **options: Any) -> None:
+    """Returns when ``check_model(model, **options)`` finds nothing wrong; paste it before ``torch.save``.
+
+    What could not be checked is not sound either: ``require`` is ``("shapes",)`` unless given.
+
+    Raises: UnsoundModelError (an AssertionError) with the text report as its message.
+    """
+    report = check_model(model, **{"require": ("shapes",), **options})
+    if report.exit_code:
+        from gqacheck.report.text import render_checkpoint
+
+        raise UnsoundModelError("the model is not sound\n\n" + render_checkpoint(report), report)
+
+
+def check_path(path: str, options: Options) -> CheckpointReport:
+    """``check`` with its options already in one value."""
+    from gqacheck.formats import open_checkpoint
+
+    return _report(path, lambda: open_checkpoint(path, config=options.config), options)
+
+
+def _report(path: str, opener: Callable[[], Checkpoint], options: Options) -> CheckpointReport:
+    from gqacheck.rules import RULES
+
+    unknown = [name for name in options.require if name not in REQUIRABLE]
+    if unknown:
+        raise UsageError(f"--require takes {', '.join(REQUIRABLE)}, not {unknown[0][:60]!r}")
+    rules, left_out = choose_rules(RULES, options.select, options.ignore)
+    started = perf_counter()
+    checkpoint: Checkpoint | None = None
+    try:
+        checkpoint = opener()
+        geometry = _measure(checkpoint, options.family, options.head_dim)
+        base = _open_base(options.base)
+        report = _judge(path, checkpoint, geometry, base, rules, left_out, options, started)
+    except UsageError:
+        raise
+    except (GqacheckError, OSError, MemoryError, RecursionError) as error:
+        return CheckpointReport(
+            path, Verdict.ERROR, 3, checkpoint, error=explain_error(error), seconds=perf_counter() - started
+        )
+    return report
+
+
+def explain_error(error: BaseException) -> str:
+    """One sentence for an exception that stopped a check."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than this machine has"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply to be read"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the file'}: {error.strerror or error}"
+    return str(error) or type(error).__name__
+
+
+def _measure(checkpoint: Checkpoint, family: str | None, head_dim: int | None) -> Geometry:
+    from gqacheck.geometry.measure import measure
+
+    return measure(checkpoint, family=family, head_dim=head_dim)
+
+
+def _open_base(path: str | None) -> CheckpointReport | None:
+    """The parent, measured and not judged. A parent that cannot be read stops the check: it was asked for."""
+    if path is None:
+        return None
+    from gqacheck.errors import ReadError
+    from gqacheck.formats import open_checkpoint
+
+    started = perf_counter()
+    try:
+        checkpoint = open_checkpoint(path)
+        geometry = _measure(checkpoint, None, None)
+    except (GqacheckError, OSError, MemoryError, RecursionError) as error:
+        raise ReadError(f"--base: {explain_error(error)}") from error
+    return CheckpointReport(path, Verdict.PASS, 0, checkpoint, geometry, seconds=perf_counter() - started)
+
+
+def _judge(
+    path: str,
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    base: CheckpointReport | None,
+    rules: Sequence[Rule],
+    left_out: tuple[Skipped, ...],
+    options: Options,
+    started: float,
+) -> CheckpointReport:
+    """The report on what was read; its ``seconds`` are those of the static check, a run counts its own."""
+    parent = None
+    if base is not None and base.checkpoint is not None and base.geometry is not None:
+        parent = Subject(base.checkpoint, base.geometry)
+    subject = Subject(checkpoint, geometry, base=parent, expect=options.expect)
+    static = [rule for rule in rules if rule.claim != "runtime"]
+    findings, skipped = run_rules(subject, static, tolerant=True)
+    seconds = perf_counter() - started
+    running = [rule for rule in rules if rule.claim == "runtime"]
+    run = _run(subject, findings, running, options)
+    findings = _in_order(findings + run.findings)
+    skipped = tuple(sorted(left_out + skipped + run.skipped, key=lambda skip: skip.code))
+
+    claims = (
+        shapes_claim(subject, [*static, *_rules_of(left_out, static=True)], findings, skipped),
+        pairing_claim(subject),
+        runtime_claim(bool(options.ppl), run.facts, run.problem or run.blocked, run.findings, run.n_rules),
+    )
+    missing = unmet(options.require, claims, run.facts)
+    crashed = [skip for skip in skipped if skip.needs == NEEDS_REPAIR]
+    problem = run.problem
+    if not geometry.layers:
+        problem = problem or "no decoder layers were found: the tensor names fit no known model family"
+    elif heads_unknown(geometry) and checkpoint.quantization is None:
+        problem = problem or claims[0].reason
+    if crashed:
+        problem = problem or f"{crashed[0].code}: {crashed[0].reason}"
+    failed = any(finding.severity.rank >= options.fail_on.rank for finding in findings)
+    could_not = bool(problem or missing)
+    return CheckpointReport(
+        path,
+        Verdict.FAIL if failed else Verdict.ERROR if could_not else Verdict.PASS,
+        3 if could_not else 1 if failed else 0,
+        checkpoint,
+        geometry,
+        base=base,
+        claims=claims,
+        findings=findings,
+        skipped=skipped,
+        runtime=run.facts,
+        error=problem or None,
+        notes=missing,
+        seconds=seconds,
+    )
+
+
+def _rules_of(skipped: Sequence[Skipped], *, static: bool) -> list[Rule]:
+    from gqacheck.rules import RULES
+
+    codes = {skip.code for skip in skipped}
+    return [rule for rule in RULES if rule.code in codes and (rule.claim != "runtime") == static]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What running the model gave. ``blocked`` and ``problem`` say why it did not run; a problem is exit 3."""
+
+    facts: RuntimeFacts | None = None
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    blocked: str = ""
+    problem: str = ""
+    n_rules: int = 0
+
+
+def _run(subject: Subject, findings: Sequence[Finding], rules: Sequence[Rule], options: Options) -> _Run:
+    from dataclasses import replace
+
+    if not options.ppl:
+        return _Run(skipped=_skip(rules, "ppl", "perplexity was not asked for (--ppl)"))
+    stoppers = [f.code for f in findings if f.severity is Severity.ERROR and f.code in UNRUNNABLE]
+    if stoppers:
+        reason = f"not run: {', '.join(dict.fromkeys(stoppers))} would stop it"
+        return _Run(skipped=_skip(rules, "runnable-model", reason), blocked=reason)
+    try:
+        facts = _run_model(subject, options)
+    except UsageError:
+        raise
+    except (GqacheckError, OSError, MemoryError, RecursionError) as error:
+        reason = explain_error(error)
+        return _Run(skipped=_skip(rules, "ppl", reason), problem=reason)
+    if facts.failure and facts.failure_stage == "tokenizer":
+        return _Run(facts, skipped=_skip(rules, "tokenizer", facts.failure), problem=facts.failure)
+    found, skipped = run_rules(replace(subject, runtime=facts), rules, tolerant=True)
+    return _Run(facts, found, skipped, n_rules=len(rules) - len(skipped))
+
+
+def _run_model(subject: Subject, options: Options) -> RuntimeFacts:
+    try:
+        from gqacheck.runtime.run import run_model
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "gqacheck":
+            raise
+        raise MissingDependency("--ppl", "run") from error
+    return run_model(
+        subject.checkpoint,
+        subject.geometry,
+        corpora=options.ppl,
+        tokenizer=options.tokenizer,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        limit=options.limit,
+        progress=options.progress,
+    )
+
+
+def _skip(rules: Sequence[Rule], needs: str, reason: str) -> tuple[Skipped, ...]:
+    return tuple(Skipped(rule.code, needs, reason) for rule in rules)
+
+
+def _in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Errors before warnings before notes; inside, the order of the rules and of the layers."""
+    return tuple(sorted(findings, key=lambda finding: -finding.severity.rank))
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _names(option: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise UsageError(f"{option} takes a list of names, not one string: [{names!r}]")
+    return tuple(names)
+
+
+def _severity(name: str) -> Severity:
+    if name not in ("error", "warning"):
+        raise UsageError(f"fail_on takes error or warning, not {str(name)[:60]!r}")
+    return Severity(name)
+
+
+class _CallableModule(ModuleType):
+    """This module's type, for ``gqacheck.check`` names both the function and, once anything imported it, the module.
+
+    The import system binds a submodule to its package last, so only a module that can be called keeps the promise
+    that ``gqacheck.check("pytorch_model.bin")`` works every time.
+    """
+
+    __call__ = staticmethod(check)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,271 @@
+"""The command line: the only place that prints, and the one error boundary. No traceback reaches a user."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from gqacheck.errors import GqacheckError, UsageError
+
+if TYPE_CHECKING:
+    from gqacheck.arguments import Arguments
+    from gqacheck.check import Options
+    from gqacheck.report.document import Block
+    from gqacheck.report.progress import ProgressBar
+    from gqacheck.result import CheckpointReport, Report
+
+INTERRUPTED = 130
+TRACEBACK_SWITCH = "GQACHECK_TRACEBACK"
+"""Environment variable: when set, an internal error shows its traceback (for a bug report)."""
+_PLAIN_SIGNS = str.maketrans({"·": "-", "…": "...", "±": "+/-", "→": "->", "×": "x", "–": "-", "≤": "<=", "≥": ">="})
+
+_PLAIN_OPTIONS = (
+    "base", "config", "family", "head_dim", "ppl", "tokenizer", "select", "ignore", "require", "device", "dtype",
+    "batch_size", "seed", "limit",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None) -> int:
+    """Runs one command line and returns its exit code: 0 clean, 1 findings, 2 usage, 3 could not check.
+
+    ``stdout`` and ``stderr`` None are ``sys.stdout`` and ``sys.stderr``; those may be closed.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    screen = Screen(sys.stdout if stdout is None else stdout, sys.stderr if stderr is None else stderr)
+    try:
+        code = _dispatch(argv, screen)
+        screen.flush()
+    except UsageError as error:
+        screen.complain(f"{error}\nusage: gqacheck CKPT [CKPT ...] [options]; gqacheck --help tells more", 2)
+        return 2
+    except GqacheckError as error:
+        screen.complain(str(error), error.exit_code)
+        return error.exit_code
+    except KeyboardInterrupt:
+        screen.complain("interrupted: nothing was decided", INTERRUPTED)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return screen.code
+    except OSError as error:
+        screen.complain(f"the report could not be written: {error.strerror or error}", 3)
+        return 3
+    except Exception as error:  # the boundary: whatever a bug raises must read as "could not check"
+        _show_traceback()
+        screen.complain(_internal(error), 3)
+        return 3
+    return code
+
+
+class Screen:
+    """Standard output and error of one run: what they can show, and the exit code that is already certain."""
+
+    def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
+        self.stdout = stdout
+        self.stderr = stderr
+        self.code = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person is looking at standard output."""
+        return _is_terminal(self.stdout)
+
+    def write(self, text: str) -> None:
+        """Write to standard output whatever its encoding can show; the rest is transliterated or escaped."""
+        if self.stdout is not None:
+            self.stdout.write(_encodable(text, self.stdout))
+
+    def complain(self, message: str, code: int) -> None:
+        """One complaint on standard error; a stream that is gone is not complained to."""
+        self.code = code
+        if self.stderr is None:
+            return
+        from gqacheck.text import printable
+
+        lines = [printable(part, 2000) for part in message.split("\n")]
+        try:
+            self.stderr.write(_encodable("gqacheck: " + "\n".join(lines) + "\n", self.stderr))
+            self.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+    def remark(self, text: str) -> None:
+        """One line on standard error that is no complaint."""
+        code = self.code
+        self.complain(text, code)
+
+    def flush(self) -> None:
+        """Everything written so far reaches the reader, or raises here and not when the interpreter leaves."""
+        if self.stdout is not None:
+            self.stdout.flush()
+
+    def show(self, blocks: Sequence[Block], colour: str) -> None:
+        """Blocks for whoever reads standard output: broken and coloured on a terminal, plain in a pipe."""
+        terminal = self.is_terminal
+        coloured = colour == "always" or (colour == "auto" and terminal and _wants_colour())
+        if not terminal and not coloured:
+            from gqacheck.report.document import plain
+
+            self.write(plain(blocks))
+            return
+        from shutil import get_terminal_size
+
+        from gqacheck.report.terminal import render_terminal
+
+        width = get_terminal_size((100, 24)).columns
+        self.write(render_terminal(blocks, width=width, colour=coloured))
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _wants_colour() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN_SIGNS).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def _internal(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply"
+    return f"internal error, please report it: {type(error).__name__}: {error} (set {TRACEBACK_SWITCH}=1 for details)"
+
+
+def _show_traceback() -> None:
+    if os.environ.get(TRACEBACK_SWITCH):
+        import traceback
+
+        traceback.print_exc()
+
+
+def _dispatch(argv: Sequence[str], screen: Screen) -> int:
+    if "--version" in argv[:1]:
+        from gqacheck import __version__
+
+        screen.write(f"gqacheck {__version__}\n")
+        return 0
+    from gqacheck.arguments import help_text, parse
+
+    if not argv:
+        raise UsageError("no checkpoint was given")
+    arguments = parse(argv)
+    if arguments.help:
+        screen.write(help_text(None if argv[0] in ("-h", "--help") else arguments.command))
+        return 0
+    if arguments.command == "check":
+        return _check(arguments, screen)
+    from gqacheck.report import explain
+
+    colour = str(arguments.given.get("color", "auto"))
+    if arguments.command == "explain":
+        if len(arguments.words) != 1:
+            raise UsageError("explain takes one code or slug: gqacheck explain GQA104")
+        screen.show(explain.explain(arguments.words[0], reflow=screen.is_terminal), colour)
+        return 0
+    if arguments.command == "rules":
+        if arguments.words:
+            raise UsageError(f"rules takes no words, and was given {arguments.words[0][:60]!r}")
+        if arguments.given.get("format") == "json":
+            screen.write(explain.rules_json())
+        else:
+            screen.show(explain.rules_blocks(), colour)
+        return 0
+    return _demo(arguments, screen, colour)
+
+
+def _demo(arguments: Arguments, screen: Screen, colour: str) -> int:
+    if len(arguments.words) > 1:
+        raise UsageError(f"demo takes one folder, and was given {len(arguments.words)}")
+    from gqacheck.demo import run
+
+    return run(arguments.words[0] if arguments.words else None, screen, colour)
+
+
+def _check(arguments: Arguments, screen: Screen) -> int:
+    from gqacheck.check import Options, check_path
+    from gqacheck.geometry.facts import Expectations
+    from gqacheck.report.output import prepare, write_report
+    from gqacheck.rules.rule import Severity
+    from gqacheck.settings import find_settings
+
+    settings = find_settings(os.getcwd())
+    given = {**settings.values, **arguments.given}
+    if not arguments.words:
+        corpus = [name for name in given.get("ppl", ()) if os.path.exists(name)]
+        hint = f"; {corpus[0]!r} was taken as the text of --ppl" if corpus else ""
+        raise UsageError(f"no checkpoint was given{hint}")
+    quiet = bool(given.get("quiet"))
+    inputs = [*arguments.words, *(given[key] for key in ("base", "config", "tokenizer") if key in given)]
+    outputs = prepare(given.get("output", ()), [*inputs, *given.get("ppl", ())])
+    progress = None if quiet else _progress(screen)
+    options = Options(
+        expect=Expectations(given.get("expect_layers"), given.get("expect_ratio")),
+        fail_on=Severity(given.get("fail_on", "error")),
+        progress=progress,
+        **{key: given[key] for key in _PLAIN_OPTIONS if key in given},
+    )
+    try:
+        report = _report([_guarded(check_path, path, options) for path in arguments.words], settings.source)
+    finally:
+        if progress is not None:
+            progress.close()
+    screen.code = report.exit_code
+    if given.get("format") == "json":
+        from gqacheck.report.json import render_json
+
+        screen.write(render_json(report))
+    else:
+        from gqacheck.report.text import document
+
+        screen.show(document(report, quiet=quiet), str(given.get("color", "auto")))
+    screen.flush()
+    for output in outputs:
+        replaced = write_report(report, output)
+        if replaced and not quiet:
+            screen.remark(f"replaced the older report {output.path}")
+    return report.exit_code
+
+
+def _guarded(check_path: Callable[[str, Options], CheckpointReport], path: str, options: Options) -> CheckpointReport:
+    """``check_path``, with a bug in it turned into a checkpoint that could not be checked: the others go on."""
+    try:
+        return check_path(path, options)
+    except GqacheckError:
+        raise
+    except Exception as error:
+        from gqacheck.result import CheckpointReport, Verdict
+
+        _show_traceback()
+        return CheckpointReport(path, Verdict.ERROR, 3, error=_internal(error))
+
+
+def _report(checkpoints: Sequence[CheckpointReport], settings: str) -> Report:
+    from gqacheck import __version__
+    from gqacheck.result import Report
+
+    notes = (f"settings were read from {settings}",) if settings else ()
+    return Report(tuple(checkpoints), max(c.exit_code for c in checkpoints), __version__, notes)
+
+
+def _progress(screen: Screen) -> ProgressBar | None:
+    """A progress bar on standard error, when somebody is looking at it."""
+    if not _is_terminal(screen.stderr):
+        return None
+    from gqacheck.report.progress import ProgressBar
+
+    assert screen.stderr is not None
+    return ProgressBar(screen.stderr)

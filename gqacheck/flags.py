@@ -1,0 +1,137 @@
+"""The options of ``gqacheck check`` as data: their names, what each takes, and the sentence of the help.
+
+``gqacheck.arguments`` reads them from a command line, ``gqacheck.settings`` from a TOML file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gqacheck.errors import UsageError
+
+FORMATS = ("text", "json")
+COLOURS = ("auto", "always", "never")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option. ``convert`` takes (its name, the text) and raises UsageError; ``metavar`` "" means it takes nothing.
+
+    repeat: may be given several times. path: its value names a file, relative to where it was written down.
+    setting: may stand in a settings file.
+    """
+
+    name: str
+    metavar: str
+    help: str
+    convert: Callable[[str, str], Any] = lambda name, text: text
+    repeat: bool = False
+    path: bool = False
+    setting: bool = True
+
+    @property
+    def key(self) -> str:
+        """The name as a Python identifier."""
+        return self.name[2:].replace("-", "_")
+
+
+def whole_number(least: int) -> Callable[[str, str], int]:
+    """A converter to an int that is not below ``least``."""
+
+    def convert(name: str, text: str) -> int:
+        digits = text[1:] if text.startswith("-") else text
+        if digits.isascii() and digits.isdigit() and len(digits) < 19 and int(text) >= least:
+            return int(text)
+        raise UsageError(f"{name} takes a whole number from {least} up, not {text[:60]!r}")
+
+    return convert
+
+
+def one_of(*allowed: str) -> Callable[[str, str], str]:
+    """A converter that lets only these words through."""
+
+    def convert(name: str, text: str) -> str:
+        if text in allowed:
+            return text
+        raise UsageError(f"{name} takes {', '.join(allowed)}, not {text[:60]!r}{suggestion(text, allowed)}")
+
+    return convert
+
+
+def suggestion(text: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """``; did you mean X?`` for the known word that is close to ``text``, else ""."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(text, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _ratio(name: str, text: str) -> tuple[int, int]:
+    q, _, kv = text.partition(":")
+    if all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in (q, kv)):
+        return int(q), int(kv)
+    raise UsageError(f"{name} takes query heads:KV heads such as 7:1, not {text[:60]!r}")
+
+
+def _commas(name: str, text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise UsageError(f"{name} takes names with commas between them, not {text[:60]!r}")
+    return names
+
+
+def _output(name: str, text: str) -> tuple[str, str]:
+    form, equals, path = text.partition("=")
+    if equals and path and form in FORMATS:
+        return form, path
+    raise UsageError(f"{name} takes FORMAT=FILE, where FORMAT is {' or '.join(FORMATS)}, not {text[:60]!r}")
+
+
+GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
+    (
+        "what the checkpoint does not say",
+        (
+            Flag("--base", "PARENT", "the checkpoint before pruning; counts are compared, not weights", path=True),
+            Flag("--config", "FILE", "a config.json for a checkpoint that carries none", path=True),
+            Flag("--family", "NAME", "the model family (llama, qwen2, ...) when it is not recognised"),
+            Flag("--head-dim", "N", "rows of one head", whole_number(1)),
+            Flag("--expect-layers", "N", "layers that must be there", whole_number(0)),
+            Flag("--expect-ratio", "Q:KV", "query heads to KV heads in every layer, e.g. 7:1", _ratio),
+        ),
+    ),
+    (
+        "running it (needs gqacheck[run])",
+        (
+            Flag("--ppl", "[CORPUS]", "perplexity on the built-in text (smoke) or on a text file; repeatable",
+                 repeat=True),
+            Flag("--tokenizer", "PATH", "a tokenizer folder or file, for a checkpoint that has none", path=True),
+            Flag("--device", "DEVICE", "cpu (default), cuda, cuda:1, mps"),
+            Flag("--dtype", "DTYPE", "float32, bfloat16, float16, or auto (as stored)"),
+            Flag("--batch-size", "N", "windows at once", whole_number(1)),
+            Flag("--limit", "N", "windows per corpus; fewer than all are not comparable", whole_number(1)),
+            Flag("--seed", "N", "for what is random; default 0", whole_number(0)),
+        ),
+    ),
+    (
+        "what counts",
+        (
+            Flag("--require", "NAMES", "exit 3 unless checked: shapes, pairing, runtime, ppl", _commas),
+            Flag("--select", "CODES", "only these rules: codes, slugs or prefixes (GQA1,norm-width)", _commas),
+            Flag("--ignore", "CODES", "without these rules", _commas),
+            Flag("--fail-on", "LEVEL", "error (default) or warning", one_of("error", "warning")),
+        ),
+    ),
+    (
+        "the report",
+        (
+            Flag("--format", "text|json", "on standard output; default text", one_of(*FORMATS)),
+            Flag("--output", "FORMAT=FILE", "also into a file; replaces nothing but an older report; repeatable",
+                 _output, repeat=True, setting=False),
+            Flag("--quiet", "", "one line per checkpoint, no progress bar"),
+            Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
+        ),
+    ),
+)  # fmt: skip
+FLAGS = {flag.name: flag for _, flags in GROUPS for flag in flags}

@@ -1,0 +1,1 @@
+"""Checkpoint -> Geometry: what each layer measures, by role."""

@@ -1,0 +1,190 @@
+"""The JSON report, ``gqacheck/1``: keys are only ever added, and its schema lies beside this file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gqacheck.geometry.facts import Geometry, Layer, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.report.words import layers_words
+from gqacheck.result import CheckpointReport, Report
+from gqacheck.rules.rule import Finding, Quantity, Skipped
+
+SCHEMA_NAME = "gqacheck/1"
+
+
+def render_json(report: Report) -> str:
+    """The report as one JSON document: ASCII only, ending in a newline; NaN and infinities are null beside a text."""
+    return json.dumps(as_data(report), indent=1, allow_nan=False) + "\n"
+
+
+def as_data(report: Report) -> dict[str, Any]:
+    """The report as plain dicts and lists, in the order in which it is written."""
+    return {
+        "schema": SCHEMA_NAME,
+        "version": report.version,
+        "verdict": report.verdict.value,
+        "exit_code": report.exit_code,
+        "checkpoints": [_checkpoint(c) for c in report.checkpoints],
+        "notes": list(report.notes),
+    }
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the document."""
+    from importlib.resources import files
+
+    text = (files("gqacheck.report") / "schema" / "gqacheck-1.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _checkpoint(report: CheckpointReport) -> dict[str, Any]:
+    claims = {claim.name: claim for claim in report.claims}
+    checkpoint, geometry = report.checkpoint, report.geometry
+    return {
+        "verdict": report.verdict.value,
+        "exit_code": report.exit_code,
+        "path": report.path,
+        **_identity(report),
+        "base": None if report.base is None else _base(report.base),
+        "geometry": None if geometry is None else _geometry(geometry),
+        "claims": {
+            name: claims[name].state.value if name in claims else "not-checked"
+            for name in ("shapes", "pairing", "runtime")
+        },
+        "claim_details": {name: {"reason": c.reason, "rules_run": c.rules_run} for name, c in claims.items()},
+        "findings": [_finding(finding) for finding in report.findings],
+        "skipped": [_skipped(skip) for skip in report.skipped],
+        "metrics": {"perplexity": [_perplexity(p) for p in report.runtime.perplexities] if report.runtime else []},
+        "runtime": None if report.runtime is None else _runtime(report.runtime),
+        "error": report.error,
+        "notes": list(report.notes),
+        "ignored": list(checkpoint.ignored) if checkpoint else [],
+        "not_checked": list(geometry.not_checked) if geometry else [],
+        "unwrapped": list(checkpoint.unwrapped) if checkpoint else [],
+    }
+
+
+def _identity(report: CheckpointReport) -> dict[str, Any]:
+    checkpoint, geometry = report.checkpoint, report.geometry
+    return {
+        "format": checkpoint.format if checkpoint else None,
+        "family": geometry.family.name if geometry else None,
+        "family_source": geometry.family_source if geometry else None,
+        "family_known": not geometry.family.generic if geometry else None,
+        "quantization": checkpoint.quantization if checkpoint else None,
+        "parameters": checkpoint.parameters if checkpoint else None,
+        "file_bytes": checkpoint.file_bytes if checkpoint else None,
+        "bytes_read": checkpoint.bytes_read if checkpoint else None,
+    }
+
+
+def _base(base: CheckpointReport) -> dict[str, Any]:
+    geometry = None if base.geometry is None else _geometry(base.geometry)
+    return {"path": base.path, **_identity(base), "geometry": geometry}
+
+
+def _geometry(geometry: Geometry) -> dict[str, Any]:
+    head_dims = [layer.attention.head_dim for layer in geometry.layers if layer.attention.head_dim]
+    values = {measured.value for measured in head_dims}
+    return {
+        "n_layers": geometry.n_layers,
+        "hidden_size": geometry.hidden_size.value if geometry.hidden_size else None,
+        "vocab_size": geometry.embedding.rows if geometry.embedding else None,
+        "head_dim": head_dims[0].value if len(values) == 1 else None,
+        "head_dim_source": head_dims[0].source if head_dims else None,
+        "uniform": geometry.uniform,
+        "prefix": geometry.prefix,
+        "layers": [_layer(layer) for layer in geometry.layers],
+    }
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    a, m = layer.attention, layer.mlp
+    return {
+        "index": layer.index,
+        "n_q_heads": a.n_q_heads,
+        "n_kv_heads": a.n_kv_heads,
+        "head_dim": a.head_dim.value if a.head_dim else None,
+        "intermediate_size": m.intermediate_size,
+        "attention": a.kind,
+        "mlp": m.kind,
+        "n_experts": m.n_experts_stored,
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    where = layers_words(finding.layers)
+    return {
+        "code": finding.code,
+        "slug": finding.slug,
+        "severity": finding.severity.value,
+        "layers": list(finding.layers),
+        "fingerprint": finding.fingerprint,
+        "tensors": list(finding.tensors),
+        "message": f"{where}: {finding.message}" if where else finding.message,
+        "expected": _quantity(finding.expected),
+        "actual": _quantity(finding.actual),
+        "source": finding.source,
+        "consequence": finding.consequence,
+        "fix": finding.fix,
+    }
+
+
+def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
+    return None if quantity is None else {**_number("value", quantity.value), "unit": quantity.unit}
+
+
+def _skipped(skip: Skipped) -> dict[str, str]:
+    return {"code": skip.code, "needs": skip.needs, "reason": skip.reason}
+
+
+def _number(key: str, value: float | int | str | None) -> Mapping[str, Any]:
+    """``{key: value}``; what JSON has no number for is null, and its text stands under ``key_text``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {key: None, f"{key}_text": str(value)}
+    return {key: value}
+
+
+def _perplexity(p: Perplexity) -> dict[str, Any]:
+    return {
+        "corpus": p.corpus,
+        "protocol": p.protocol,
+        "fingerprint": p.fingerprint,
+        **_number("value", p.value),
+        **_number("stderr", p.stderr),
+        "tokens": p.tokens,
+        "windows": p.windows,
+        "complete": p.complete,
+        "vocab_size": p.vocab_size,
+        "segments": [_segment(segment) for segment in p.segments],
+        "note": p.note,
+        "base_value": None,
+        "ratio": None,
+    }
+
+
+def _segment(segment: SegmentLoss) -> dict[str, Any]:
+    return {
+        "name": segment.name,
+        **_number("nll", segment.nll),
+        "tokens": segment.tokens,
+        **_number("unigram_nll", segment.unigram_nll),
+        **_number("uniform_nll", segment.uniform_nll),
+        "windows": len(segment.window_nlls),
+    }
+
+
+def _runtime(runtime: RuntimeFacts) -> dict[str, Any]:
+    return {
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+        "failure": runtime.failure,
+        "failure_stage": runtime.failure_stage,
+        "non_finite": runtime.non_finite,
+        "logits_seen": runtime.logits_seen,
+        "notes": list(runtime.notes),
+    }

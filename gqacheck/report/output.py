@@ -1,0 +1,102 @@
+"""``--output FORMAT=FILE``: reports written beside their place and renamed into it, never over anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.result import Report
+
+TEXT_MARK = "gqacheck report "
+"""First words of a text report in a file, by which a later run knows that it may be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file to write; ``direct`` when it is a device or a pipe, which nothing can be renamed onto."""
+
+    format: str
+    path: str
+    direct: bool = False
+
+
+def prepare(wanted: Sequence[tuple[str, str]], inputs: Sequence[str]) -> tuple[Output, ...]:
+    """The outputs, each known to be writable without harm, before any checkpoint is opened.
+
+    Raises UsageError when one is an input, is named twice, lies in no folder, or exists and is no report.
+    """
+    outputs: dict[str, Output] = {}
+    kept = {os.path.realpath(path) for path in inputs}
+    for form, path in wanted:
+        real = os.path.realpath(path)
+        if real in outputs:
+            raise UsageError(f"--output: {path} is named twice")
+        if real in kept:
+            raise UsageError(f"--output: {path} is what is being checked; name another file")
+        folder = os.path.dirname(real)
+        if not os.path.isdir(folder):
+            raise UsageError(f"--output: there is no folder {folder}")
+        outputs[real] = Output(form, real, direct=_refuse_unless_ours(path, real))
+    return tuple(outputs.values())
+
+
+def _refuse_unless_ours(path: str, real: str) -> bool:
+    """Whether an existing target is a device or pipe; raises UsageError when it is a file that is no report."""
+    try:
+        mode = os.stat(real).st_mode
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"--output: {path} is a folder; name a file")
+        if not stat.S_ISREG(mode):
+            return True
+        with open(real, "rb") as stream:
+            head = stream.read(200)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UsageError(f"--output: {path}: {error.strerror or error}") from error
+    ours = head.startswith(TEXT_MARK.encode()) or b'"schema": "gqacheck/' in head
+    if head and not ours:
+        raise UsageError(f"--output: {path} exists and is not a report of gqacheck; remove it or name another file")
+    return False
+
+
+def write_report(report: Report, output: Output) -> bool:
+    """Writes one report; returns whether an older one was replaced. Raises GqacheckError (exit 3) when it cannot."""
+    text = _render(report, output.format)
+    try:
+        if output.direct:
+            with open(output.path, "w", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
+            return False
+        replaced = os.path.exists(output.path)
+        _write_beside(output.path, text)
+    except OSError as error:
+        raise GqacheckError(f"--output: {output.path} could not be written: {error.strerror or error}") from error
+    return replaced
+
+
+def _render(report: Report, form: str) -> str:
+    if form == "json":
+        from gqacheck.report.json import render_json
+
+        return render_json(report)
+    from gqacheck.report.text import render_text
+
+    return f"{TEXT_MARK}{report.version}\n\n{render_text(report)}"
+
+
+def _write_beside(path: str, text: str) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,264 @@
+"""The text report: what the file is, its layers, the verdict in words, the findings, the three claims.
+
+A file without errors or warnings gets at most six lines; everything else gets the long form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gqacheck.report.document import Block, Line, Span, Style, line, plain
+from gqacheck.report.findings import finding_blocks, headline
+from gqacheck.report.table import head_dim_sources, layer_grid, layers_sentence
+from gqacheck.report.words import (
+    STATE_WORDS,
+    VERDICT_WORDS,
+    bytes_words,
+    format_words,
+    plural,
+    scaled,
+    seconds_words,
+    skipped_words,
+)
+from gqacheck.result import CheckpointReport, ClaimResult, ClaimState, Report, Verdict
+from gqacheck.rules.rule import Severity, Skipped
+from gqacheck.rules.run import NEEDS_SELECTION
+from gqacheck.rules.runtime import perplexity_text
+
+STATE_STYLES: dict[ClaimState, Style] = {
+    ClaimState.PASS: "ok",
+    ClaimState.FAIL: "error",
+    ClaimState.NOT_CHECKED: "unknown",
+    ClaimState.NOT_APPLICABLE: "dim",
+}
+VERDICT_STYLES: dict[Verdict, Style] = {Verdict.PASS: "ok", Verdict.FAIL: "error", Verdict.ERROR: "unknown"}
+
+
+def render_text(report: Report) -> str:
+    """The whole report as plain text."""
+    return plain(document(report))
+
+
+def render_checkpoint(report: CheckpointReport) -> str:
+    """The report on one checkpoint as plain text."""
+    return plain(checkpoint_blocks(report, named=False))
+
+
+def document(report: Report, *, quiet: bool = False) -> list[Block]:
+    """The blocks of a report; with ``quiet`` one line per checkpoint."""
+    several = len(report.checkpoints) > 1
+    blocks: list[Block] = [line(Span(f"note: {note}", "dim")) for note in report.notes]
+    for position, checkpoint in enumerate(report.checkpoints):
+        if quiet:
+            blocks.append(_quiet_line(checkpoint))
+            continue
+        if position:
+            blocks.append(Line())
+        blocks.extend(checkpoint_blocks(checkpoint, named=several))
+    if several:
+        blocks.extend(() if quiet else (Line(),))
+        blocks.append(_summary(report))
+    return blocks
+
+
+def _quiet_line(report: CheckpointReport) -> Line:
+    verdict = Span(VERDICT_WORDS[report.verdict], VERDICT_STYLES[report.verdict])
+    if report.error and not report.findings:
+        rest = report.error
+    else:
+        codes = ", ".join(dict.fromkeys(f.code for f in report.findings if f.severity is not Severity.NOTE))
+        claims = ", ".join(f"{claim.name} {STATE_WORDS[claim.state]}" for claim in report.claims)
+        rest = f"{_counts(report)}{f' ({codes})' if codes else ''}; {claims}"
+        rest += f"; {report.error}" if report.error else ""
+    return line(verdict, f"  {rest}", label=f"{report.path}: ")
+
+
+def _summary(report: Report) -> Line:
+    words = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.ERROR: "could not be checked"}
+    counts = [(v, sum(c.verdict is v for c in report.checkpoints)) for v in (Verdict.FAIL, Verdict.ERROR, Verdict.PASS)]
+    text = ", ".join(f"{n} {words[verdict]}" for verdict, n in counts if n)
+    return line(Span(f"{plural(len(report.checkpoints), 'checkpoint')}: {text}", "strong"))
+
+
+def checkpoint_blocks(report: CheckpointReport, *, named: bool) -> list[Block]:
+    """The blocks of one checkpoint; ``named`` puts its path before them."""
+    if report.checkpoint is None or report.geometry is None:
+        return [_unread(report)]
+    calm = report.verdict is Verdict.PASS and all(f.severity is Severity.NOTE for f in report.findings)
+    sentence = layers_sentence(report.geometry) if report.base is None else None
+    if calm and sentence is not None:
+        return _short(report, named, sentence)
+    return _long(report, named)
+
+
+def _unread(report: CheckpointReport) -> Line:
+    """The one line of a checkpoint that could not be read."""
+    reason = report.error or "unknown"
+    path = "" if report.path in reason else f"{report.path}: "
+    return line(f"{path}{reason}", label=Span("COULD NOT CHECK  ", "unknown"))
+
+
+def _short(report: CheckpointReport, named: bool, sentence: str) -> list[Block]:
+    blocks: list[Block] = [_identity(report, named, sentence)]
+    notes = [f"{f.code} {f.slug}: {f.message}" for f in report.findings] + _remarks(report)
+    if notes:
+        blocks.append(line("; ".join(notes), label="notes    "))
+    blocks.extend(_claim_lines(report, skips=True))
+    blocks.append(_last_line(report))
+    return blocks
+
+
+def _long(report: CheckpointReport, named: bool) -> list[Block]:
+    assert report.geometry is not None
+    blocks: list[Block] = [*_base_lines(report), _identity(report, named)]
+    if report.geometry.layers:
+        parent = report.base.geometry if report.base else None
+        blocks += [Line(), layer_grid(report.geometry, parent, report.findings)]
+        sources = head_dim_sources(report.geometry.layers)
+        if sources:
+            blocks.append(line(Span(f"head_dim from {', '.join(sources)}", "dim"), label="  "))
+    word, text = headline(report)
+    blocks += [Line(), line(Span(text, "strong"), label=(Span(word, VERDICT_STYLES[report.verdict]), "  "))]
+    blocks += finding_blocks(report.findings)
+    remarks = [*report.notes, *_remarks(report)]
+    if remarks:
+        blocks += [Line(), *(line(remark, label=Span("note  ", "dim")) for remark in remarks)]
+    blocks += [Line(), *_claim_lines(report, skips=True), Line(), _last_line(report)]
+    return blocks
+
+
+def _base_lines(report: CheckpointReport) -> list[Block]:
+    base = report.base
+    if base is None or base.checkpoint is None:
+        return []
+    return [line(f"base: {base.path} ({format_words(base.checkpoint.format)}; measured, not judged)")]
+
+
+def _identity(report: CheckpointReport, named: bool, sentence: str = "") -> Line:
+    """``llama · torch zip, whole module · 6.63 B parameters (base 8.03 B, -17.4 %)``."""
+    checkpoint, geometry = report.checkpoint, report.geometry
+    assert checkpoint is not None
+    assert geometry is not None
+    family = "unknown family" if geometry.family.generic else geometry.family.name
+    parts: list[str | Span] = []
+    if named:
+        parts += [Span(report.path, "strong"), ": "]
+    under = f" (under {'.'.join(checkpoint.unwrapped)})" if checkpoint.unwrapped else ""
+    parts += [Span(family, "strong"), f" · {format_words(checkpoint.format)}{under}"]
+    if checkpoint.quantization:
+        parts.append(f" · quantised ({checkpoint.quantization})")
+    parts.append(f" · {_parameters(report)}")
+    if sentence:
+        parts.append(f" · {sentence}")
+    return line(*parts)
+
+
+def _parameters(report: CheckpointReport) -> str:
+    assert report.checkpoint is not None
+    n = report.checkpoint.parameters
+    text = f"{scaled(n)} parameters"
+    base = report.base.checkpoint if report.base else None
+    if base is None or not base.parameters:
+        return text
+    change = 100 * (n - base.parameters) / base.parameters
+    return f"{text} (base {scaled(base.parameters)}, {change:+.1f} %)"
+
+
+def _remarks(report: CheckpointReport) -> list[str]:
+    """What was seen and left alone, and what running the model had to say."""
+    checkpoint, geometry = report.checkpoint, report.geometry
+    assert checkpoint is not None
+    assert geometry is not None
+    remarks = []
+    if geometry.prefix:
+        remarks.append(f"the prefix {geometry.prefix} was seen through")
+    remarks += [f"ignored: {sentence}" for sentence in checkpoint.ignored]
+    remarks += [f"not checked: {sentence}" for sentence in geometry.not_checked]
+    if report.runtime:
+        remarks += report.runtime.notes
+    return remarks
+
+
+def _claim_lines(report: CheckpointReport, *, skips: bool) -> list[Block]:
+    width = max((len(STATE_WORDS[claim.state]) for claim in report.claims), default=0)
+    blocks: list[Block] = []
+    for claim in report.claims:
+        label = (
+            Span(f"{claim.name:8} ", "strong"),
+            Span(STATE_WORDS[claim.state].ljust(width), STATE_STYLES[claim.state]),
+            "  ",
+        )
+        blocks.append(line(_claim_text(report, claim, skips=skips), label=label))
+    return blocks
+
+
+def _claim_text(report: CheckpointReport, claim: ClaimResult, *, skips: bool) -> str:
+    parts: list[str] = []
+    if claim.name == "runtime" and report.runtime:
+        parts += [perplexity_words(p) for p in report.runtime.perplexities]
+    if claim.reason:
+        parts.append(claim.reason)
+    if claim.name == "shapes":
+        parts.append(plural(claim.rules_run, "rule") + " ran")
+        if skips:
+            parts += [f"not run {words}" for words in _static_skips(report.skipped)]
+    return "; ".join(parts)
+
+
+def _static_skips(skipped: Iterable[Skipped]) -> list[str]:
+    """Skipped static rules by reason; of the runtime rules (GQA7xx) the runtime claim says it, unless left out."""
+    return skipped_words(s for s in skipped if not s.code.startswith("GQA7") or s.needs == NEEDS_SELECTION)
+
+
+def perplexity_words(p: object) -> str:
+    """``perplexity 12.34 ± 0.41 on smoke (english 8.10, …; protocol, 8,188 tokens in 4 windows)``."""
+    from math import exp
+
+    from gqacheck.geometry.facts import Perplexity
+
+    assert isinstance(p, Perplexity)
+    error = f" ± {perplexity_text(p.stderr)}" if p.stderr is not None else ""
+    inside = [p.protocol, f"{p.tokens:,} tokens in {plural(p.windows, 'window')}"]
+    if len(p.segments) > 1:
+        each = ", ".join(f"{s.name} {perplexity_text(exp(s.nll) if s.nll < 700 else s.nll)}" for s in p.segments)
+        inside.insert(0, each)
+    if not p.complete:
+        inside.append("partial: not comparable")
+    if p.note:
+        inside.append(p.note)
+    return f"perplexity {perplexity_text(p.value)}{error} on {p.corpus} ({'; '.join(inside)})"
+
+
+def _counts(report: CheckpointReport) -> str:
+    parts = []
+    for severity in (Severity.ERROR, Severity.WARNING, Severity.NOTE):
+        n = sum(f.severity is severity for f in report.findings)
+        if n or severity is Severity.ERROR:
+            parts.append(plural(n, severity.value))
+    return ", ".join(parts)
+
+
+def _last_line(report: CheckpointReport) -> Line:
+    """``2 errors · read 152 KB of 16.06 GB in 0.09 s; nothing was executed · gqacheck explain GQA601``."""
+    checkpoint = report.checkpoint
+    assert checkpoint is not None
+    parts = [_counts(report)]
+    if checkpoint.format == "live-module":
+        parts.append(f"the live module was described in {seconds_words(report.seconds)}")
+    else:
+        read = f"read {bytes_words(checkpoint.bytes_read)} of {bytes_words(checkpoint.file_bytes)}"
+        took = seconds_words(report.seconds)
+        executed = "no code of the file was executed" if report.runtime else "nothing was executed"
+        parts.append(f"{read} in {took}; {executed}")
+    if report.runtime:
+        runtime = report.runtime
+        parts.append(f"ran {seconds_words(runtime.seconds)} on {runtime.device} in {runtime.dtype}")
+    worst = _explained(report)
+    if worst:
+        parts.append(f"gqacheck explain {worst}")
+    return line(" · ".join(parts))
+
+
+def _explained(report: CheckpointReport) -> str:
+    findings: Sequence[str] = [f.code for f in report.findings if f.severity is not Severity.NOTE]
+    return findings[0] if findings else ""

@@ -1,0 +1,88 @@
+"""Corpora: the built-in one, text files, and every way in which a file is no text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from gqacheck.errors import ReadError, UsageError
+from gqacheck.runtime.corpus import load_corpus
+
+
+def test_smoke_corpus_has_three_segments_and_the_promised_sizes():
+    corpus = load_corpus("smoke")
+    sizes = {segment.name: len(segment.text.encode()) for segment in corpus.segments}
+    assert list(sizes) == ["english", "chinese", "code"]
+    assert sizes["english"] >= 24 * 1024
+    assert sizes["chinese"] + sizes["code"] >= 8 * 1024
+    assert corpus.window == 512
+
+
+def test_text_file_is_read_whole_and_its_fingerprint_is_the_sha256_of_its_text(tmp_path):
+    text = "A line.\r\n\r\n  Two spaces, 中文, and an end without a newline"
+    (tmp_path / "t.txt").write_bytes(text.encode())
+    corpus = load_corpus(str(tmp_path / "t.txt"))
+    assert corpus.segments[0].text == text
+    assert corpus.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_text_file_with_a_byte_order_mark_is_the_text_without_it(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfabc")
+    assert load_corpus(str(tmp_path / "t.txt")).segments[0].text == "abc"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b" \n\t ", "is empty"),
+        (b"abc\0def", "is binary"),
+        (b"\x80\x02}q\x00.", "is binary"),
+        (b"caf\xe9 au lait", r"is not UTF-8 text \(byte 3\)"),
+    ],
+)
+def test_text_file_that_is_no_text_gives_one_sentence(content, sentence, tmp_path):
+    (tmp_path / "t.txt").write_bytes(content)
+    with pytest.raises(ReadError, match=sentence):
+        load_corpus(str(tmp_path / "t.txt"))
+
+
+def test_text_file_that_is_too_large_a_folder_or_a_pipe_gives_one_sentence(tmp_path):
+    with open(tmp_path / "big.txt", "wb") as stream:
+        stream.truncate(65 << 20)
+    with pytest.raises(ReadError, match="more than 67108864"):
+        load_corpus(str(tmp_path / "big.txt"))
+    with pytest.raises(ReadError):
+        load_corpus(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ReadError, match="not a regular file"):  # and it does not wait for a writer
+        load_corpus(str(tmp_path / "pipe.txt"))
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "ptb", "c4", "PTB"])
+def test_corpus_that_is_not_built_in_yet_says_how_to_give_a_file(name):
+    with pytest.raises(ReadError, match=r"not built in yet.*--ppl"):
+        load_corpus(name)
+
+
+def test_corpus_that_nobody_knows_is_a_usage_error_and_a_missing_file_a_read_error():
+    with pytest.raises(UsageError, match="unknown corpus 'smok'"):
+        load_corpus("smok")
+    with pytest.raises(ReadError, match="no such text file"):
+        load_corpus("nowhere/text.txt")
+
+
+def test_protocol_after_the_at_sign_sets_the_window(tmp_path):
+    assert load_corpus("smoke@windows-128").window == 128
+    odd = tmp_path / "a@b.txt"
+    odd.write_text("some text")
+    assert load_corpus(str(odd)).window == 512
+    assert load_corpus(f"{odd}@windows-64").window == 64
+
+
+@pytest.mark.parametrize("asked", ["smoke@gptq-2048", "smoke@windows-8", "smoke@windows-999999", "smoke@strides"])
+def test_protocol_that_is_not_known_is_a_usage_error(asked):
+    with pytest.raises(UsageError, match="unknown protocol"):
+        load_corpus(asked)

@@ -1,0 +1,167 @@
+"""Tiny random models of every family that the installed transformers can build: 12 query and 3 KV heads, 4 layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+VOCAB = 320
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "intermediate_size": 112,
+    "max_position_embeddings": 512,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+# (name, model_type, settings beside the common ones). Heads never equal head_dim, group_size never equals n_kv_heads.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama_rope3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"head_dim": 16}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2_sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**_MOE, "shared_expert_intermediate_size": 32, "mlp_only_layers": [1], "decoder_sparse_step": 1},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3_moe": ("qwen3_moe", {**_MOE, "mlp_only_layers": [0]}),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            **_MOE,
+            "shared_expert_intermediate_size": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+            "head_dim": 16,
+        },
+    ),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma2": ("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "phi3": ("phi3", {}),
+    "granite": (
+        "granite",
+        {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2},
+    ),
+    "olmo2": ("olmo2", {}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "cohere_qk_norm": ("cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
+    "starcoder2": ("starcoder2", {}),
+    "stablelm": ("stablelm", {}),
+    "stablelm_qk_norm": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),
+    "falcon": (
+        "falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 3, "alibi": False, "ffn_hidden_size": 112, "bias": False},
+    ),
+    "nemotron": ("nemotron", {}),
+    "glm": ("glm", {}),
+    "glm4": ("glm4", {}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+}
+NO_HEAD_DIM_KEY = ("falcon", "stablelm")
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    """The config of one case, with ``changes`` on top."""
+    from transformers import AutoConfig
+
+    model_type, settings = CASES[name]
+    values = {**_COMMON, **settings, **changes}
+    if model_type in NO_HEAD_DIM_KEY:
+        values.pop("head_dim")
+    if model_type == "falcon":
+        values.pop("num_key_value_heads")
+        values.pop("intermediate_size")
+    return AutoConfig.for_model(model_type, **values)
+
+
+def tiny_model(name: str, *, seed: int = 0, **changes: Any) -> Any:
+    """A random model of one case in eval mode; norms, biases and sinks are random too, so that losing one shows."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(name, **changes))
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                scale = 0.3 if parameter.dim() > 1 else 0.1
+                if parameter.dim() > 1 or parameter_name.endswith(("bias", "sinks")):
+                    parameter.normal_(0.0, scale)
+                elif not parameter_name.endswith("A_log"):
+                    parameter.add_(torch.randn_like(parameter) * scale)
+    return model.eval()
+
+
+def tiny_ids(length: int = 24, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    """Random ids [batch, length], special ones left out."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCAB, (batch, length), generator=generator)
+
+
+@torch.inference_mode()
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The model's logits without a cache."""
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def tiny_tokenizer(*, bos: bool = True, vocab: int = 300) -> Any:
+    """A byte-level tokenizer of ``vocab`` entries; with ``bos`` it puts ``<s>`` in front by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    entries = ["<unk>", "<s>", "</s>", *alphabet]
+    merges = [(a, b) for a in "etaoin" for b in "thersnd"][: vocab - len(entries)]
+    entries += [a + b for a, b in merges]
+    made = Tokenizer(models.BPE(vocab={entry: i for i, entry in enumerate(entries)}, merges=merges, unk_token="<unk>"))
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    if bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
