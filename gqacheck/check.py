@@ -134,7 +134,9 @@ def check_model(
 ) -> CheckpointReport:
     """The report of the static rules on a live ``nn.Module``: its shapes, its attributes and its config.
 
-    Raises: UsageError for options that make no sense, or when ``model`` is no module with decoder layers.
+    A module without decoder layers gives a report whose ``error`` says so and whose ``exit_code`` is 3.
+
+    Raises: UsageError for options that make no sense.
     """
     from gqacheck.runtime.live import describe_model
 

@@ -67,10 +67,17 @@ def _heads_unknown(layer: Layer) -> bool:
 
 def pairing_claim(subject: Subject) -> ClaimResult:
     """Not checked: counts are read, and only the parent's weights tell which KV head a query head was trained with."""
-    reason = "shapes cannot show which KV head a query head was trained with"
-    if subject.base is not None:
-        reason = f"the parent's counts were compared, its weights were not, and {reason}"
-    return ClaimResult("pairing", ClaimState.NOT_CHECKED, f"{reason}; this version does not compare weights")
+    if subject.base is None:
+        reason = (
+            "shapes cannot show which KV head a query head was trained with; "
+            "comparing weights with the parent's is not in this version"
+        )
+    else:
+        reason = (
+            "the parent's counts were compared; only its weights show which KV head a query head was trained with, "
+            "and comparing those is not in this version"
+        )
+    return ClaimResult("pairing", ClaimState.NOT_CHECKED, reason)
 
 
 def runtime_claim(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gqacheck.arguments import Arguments
     from gqacheck.check import Options
     from gqacheck.report.document import Block
+    from gqacheck.report.output import Output
     from gqacheck.report.progress import ProgressBar
     from gqacheck.result import CheckpointReport, Report
 
@@ -198,7 +199,6 @@ def _demo(arguments: Arguments, screen: Screen, colour: str) -> int:
 def _check(arguments: Arguments, screen: Screen) -> int:
     from gqacheck.check import Options, check_path
     from gqacheck.geometry.facts import Expectations
-    from gqacheck.report.output import prepare, write_report
     from gqacheck.rules.rule import Severity
     from gqacheck.settings import find_settings
 
@@ -210,7 +210,7 @@ def _check(arguments: Arguments, screen: Screen) -> int:
         raise UsageError(f"no checkpoint was given{hint}")
     quiet = bool(given.get("quiet"))
     inputs = [*arguments.words, *(given[key] for key in ("base", "config", "tokenizer") if key in given)]
-    outputs = prepare(given.get("output", ()), [*inputs, *given.get("ppl", ())])
+    outputs = _prepare(given.get("output", ()), [*inputs, *given.get("ppl", ())])
     progress = None if quiet else _progress(screen)
     options = Options(
         expect=Expectations(given.get("expect_layers"), given.get("expect_ratio")),
@@ -234,10 +234,20 @@ def _check(arguments: Arguments, screen: Screen) -> int:
         screen.show(document(report, quiet=quiet), str(given.get("color", "auto")))
     screen.flush()
     for output in outputs:
+        from gqacheck.report.output import write_report
+
         replaced = write_report(report, output)
         if replaced and not quiet:
             screen.remark(f"replaced the older report {output.path}")
     return report.exit_code
+
+
+def _prepare(wanted: Sequence[tuple[str, str]], inputs: Sequence[str]) -> tuple[Output, ...]:
+    if not wanted:
+        return ()
+    from gqacheck.report.output import prepare
+
+    return prepare(wanted, inputs)
 
 
 def _guarded(check_path: Callable[[str, Options], CheckpointReport], path: str, options: Options) -> CheckpointReport:

@@ -19,7 +19,7 @@ from gqacheck.errors import ReadError
 from gqacheck.formats.pickle_values import Global, Obj, Persistent, Value
 
 MAX_OPCODES = 3_000_000
-"""A whole 8B model is 52,000, a slow tokenizer of 128,000 words beside it 2.5 million."""
+"""A whole 8B model is 52,000, a slow tokenizer of 128,000 words and merges beside it 1.3 million."""
 MAX_RARE = 1_000_000
 """Opcodes outside the loop of ``run``; they are slower."""
 MAX_GLOBALS = 20_000

@@ -14,6 +14,8 @@ Kind = Literal["parameter", "buffer", "tensor"]
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = (1 << 63) - 1
+MAX_TENSORS = 150_000
+"""Names in one file; 61 layers of 256 experts of three matrices, each with its scale, make 93,696."""
 MAX_DEFECTS = 10_000
 _MAX_WRAPPERS = 16
 
@@ -148,16 +150,20 @@ class TensorReader:
         self._locate = locate
         self._layouts: dict[int, Layout] = {}
         self._storages: dict[str, tuple[StorageId, StorageInfo]] = {}
+        self._named = 0
         self.defects: list[Defect] = []
 
     def tensor(self, name: str, value: Obj, kind: Kind) -> TensorInfo:
         """The tensor under the name it is stored by. Raises ReadError when the call makes no tensor."""
+        self._named += 1
+        if self._named > MAX_TENSORS:
+            raise ReadError(f"the pickle names more than {MAX_TENSORS} tensors")
         layout = self._layouts.get(id(value))
         if layout is None:
             try:
                 layout = self._layout(value, 0)
             except ReadError as error:
-                raise ReadError(f"tensor {name}: {error}") from None
+                raise ReadError(f"tensor {name[:200]}: {error}") from None
             self._layouts[id(value)] = layout
         if kind == "tensor" and layout.is_parameter:
             kind = "parameter"
@@ -204,7 +210,7 @@ class TensorReader:
         if name == "_rebuild_meta_tensor_no_storage":
             return _bodiless(args[1], _dtype(args[0]), args[2], "on the meta device, without values")
         if name == "_rebuild_wrapper_subclass":
-            remark = f"an instance of {args[0].path}" if type(args[0]) is Global else "a tensor subclass"
+            remark = f"an instance of {args[0].path[:120]}" if type(args[0]) is Global else "a tensor subclass"
             return _bodiless(args[2], _dtype(args[1]), args[3], f"{remark}, without values of its own")
         if name in ("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"):
             return self._sparse(args[1], depth)
@@ -329,7 +335,7 @@ def _shape(value: Value) -> tuple[int, ...]:
         if size < 0:
             raise ReadError(f"its shape holds the size {size}")
         numel *= size
-    if numel > MAX_ELEMENTS :
+    if numel > MAX_ELEMENTS or (not numel and max(shape) > MAX_ELEMENTS):
         raise ReadError(f"its shape has more than {MAX_ELEMENTS} elements")
     return shape
 

@@ -43,7 +43,8 @@ class Projection:
     role: ``q k v o qkv gate up down gate_up router``. name: its short module name in the file (``q_proj``,
     ``block_sparse_moe.experts.3.w1``) for messages. tensor: stored name of the weight.
     derived: for q, k, v, gate, up cut out of a fused tensor, how the split was found
-    (``o_proj columns``, ``config``, ``halves``); None where the weight is stored by itself.
+    (``o_proj columns``, ``config``, ``config ratio``, ``halves``, ``interleaved``); None where the weight is stored by
+    itself.
     bias: length of the bias, None when there is none. module: the Linear in a whole-module pickle.
     dtype: of the weight.
     """

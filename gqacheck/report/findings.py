@@ -72,20 +72,17 @@ def _rule_blocks(group: Sequence[Finding]) -> list[Block]:
         )
     ]
     shown, left = group[:MESSAGES_PER_RULE], group[MESSAGES_PER_RULE:]
-    several = len(group) > 1
-    advice = [(f.consequence, f.fix) for f in shown]
-    shared = len(set(advice)) == 1
+    apart = len({f.layers for f in group}) > 1
+    same_effect, same_fix = len({f.consequence for f in shown}) == 1, len({f.fix for f in shown}) == 1
     for finding in shown:
-        where = f"{layers_words(finding.layers)}: " if several and finding.layers else ""
+        where = f"{layers_words(finding.layers)}: " if apart and finding.layers else ""
         blocks.append(line(f"{where}{finding.message}", label="  "))
-        if not shared:
-            blocks += _advice(finding)
+        blocks += _advice("" if same_effect else finding.consequence, "" if same_fix else finding.fix)
     if left:
         rest = layers_words(sorted({index for f in left for index in f.layers}))
         blocks.append(line(f"and {len(left):,} more{f' in {rest}' if rest else ''} (--format json)", label="  "))
     blocks += _tensors(group)
-    if shared:
-        blocks += _advice(first)
+    blocks += _advice(first.consequence if same_effect else "", first.fix if same_fix else "")
     return blocks
 
 
@@ -97,9 +94,8 @@ def _tensors(group: Sequence[Finding]) -> list[Block]:
     return [_field("in", f"{names[0]}{more}")]
 
 
-def _advice(finding: Finding) -> list[Block]:
-    pairs = (("effect", finding.consequence), ("fix", finding.fix))
-    return [_field(name, text) for name, text in pairs if text]
+def _advice(consequence: str, fix: str) -> list[Block]:
+    return [_field(name, text) for name, text in (("effect", consequence), ("fix", fix)) if text]
 
 
 def _field(name: str, text: str) -> Line:

@@ -72,7 +72,9 @@ def write_report(report: Report, output: Output) -> bool:
             with open(output.path, "w", encoding="utf-8", newline="\n") as stream:
                 stream.write(text)
             return False
-        replaced = os.path.exists(output.path)
+        replaced = os.path.lexists(output.path)
+        if replaced and not os.path.isfile(output.path):
+            raise GqacheckError(f"--output: {output.path} is not a plain file any more, so nothing was written")
         _write_beside(output.path, text)
     except OSError as error:
         raise GqacheckError(f"--output: {output.path} could not be written: {error.strerror or error}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from gqacheck.geometry.facts import Perplexity
 from gqacheck.report.document import Block, Line, Span, Style, line, plain
 from gqacheck.report.findings import finding_blocks, headline
 from gqacheck.report.table import head_dim_sources, layer_grid, layers_sentence
@@ -15,6 +16,7 @@ from gqacheck.report.words import (
     VERDICT_WORDS,
     bytes_words,
     format_words,
+    layers_words,
     plural,
     scaled,
     seconds_words,
@@ -24,6 +26,7 @@ from gqacheck.result import CheckpointReport, ClaimResult, ClaimState, Report, V
 from gqacheck.rules.rule import Severity, Skipped
 from gqacheck.rules.run import NEEDS_SELECTION
 from gqacheck.rules.runtime import perplexity_text
+from gqacheck.text import printable
 
 STATE_STYLES: dict[ClaimState, Style] = {
     ClaimState.PASS: "ok",
@@ -69,7 +72,7 @@ def _quiet_line(report: CheckpointReport) -> Line:
         codes = ", ".join(dict.fromkeys(f.code for f in report.findings if f.severity is not Severity.NOTE))
         claims = ", ".join(f"{claim.name} {STATE_WORDS[claim.state]}" for claim in report.claims)
         rest = f"{_counts(report)}{f' ({codes})' if codes else ''}; {claims}"
-        rest += f"; {report.error}" if report.error else ""
+        rest += "".join(f"; {note}" for note in ([report.error] if report.error else report.notes))
     return line(verdict, f"  {rest}", label=f"{report.path}: ")
 
 
@@ -84,9 +87,8 @@ def checkpoint_blocks(report: CheckpointReport, *, named: bool) -> list[Block]:
     """The blocks of one checkpoint; ``named`` puts its path before them."""
     if report.checkpoint is None or report.geometry is None:
         return [_unread(report)]
-    calm = report.verdict is Verdict.PASS and all(f.severity is Severity.NOTE for f in report.findings)
     sentence = layers_sentence(report.geometry) if report.base is None else None
-    if calm and sentence is not None:
+    if _is_calm(report) and sentence is not None:
         return _short(report, named, sentence)
     return _long(report, named)
 
@@ -94,13 +96,13 @@ def checkpoint_blocks(report: CheckpointReport, *, named: bool) -> list[Block]:
 def _unread(report: CheckpointReport) -> Line:
     """The one line of a checkpoint that could not be read."""
     reason = report.error or "unknown"
-    path = "" if report.path in reason else f"{report.path}: "
+    path = "" if reason.startswith(printable(report.path)) else f"{report.path}: "
     return line(f"{path}{reason}", label=Span("COULD NOT CHECK  ", "unknown"))
 
 
 def _short(report: CheckpointReport, named: bool, sentence: str) -> list[Block]:
     blocks: list[Block] = [_identity(report, named, sentence)]
-    notes = [f"{f.code} {f.slug}: {f.message}" for f in report.findings] + _remarks(report)
+    notes = _notes(report) + _remarks(report)
     if notes:
         blocks.append(line("; ".join(notes), label="notes    "))
     blocks.extend(_claim_lines(report, skips=True))
@@ -119,12 +121,29 @@ def _long(report: CheckpointReport, named: bool) -> list[Block]:
             blocks.append(line(Span(f"head_dim from {', '.join(sources)}", "dim"), label="  "))
     word, text = headline(report)
     blocks += [Line(), line(Span(text, "strong"), label=(Span(word, VERDICT_STYLES[report.verdict]), "  "))]
-    blocks += finding_blocks(report.findings)
+    if _is_calm(report):
+        blocks += [Line(), *(line(note, label=Span("note     ", "dim")) for note in _notes(report))]
+    else:
+        blocks += finding_blocks(report.findings)
     remarks = [*report.notes, *_remarks(report)]
     if remarks:
-        blocks += [Line(), *(line(remark, label=Span("note  ", "dim")) for remark in remarks)]
-    blocks += [Line(), *_claim_lines(report, skips=True), Line(), _last_line(report)]
+        blocks += [Line(), *(line(remark, label=Span("note     ", "dim")) for remark in remarks)]
+    blocks += [Line(), *_claim_lines(report, skips=False)]
+    blocks += [line(words, label=Span("skipped  ", "dim")) for words in _static_skips(report.skipped)]
+    blocks += [Line(), _last_line(report)]
     return blocks
+
+
+def _is_calm(report: CheckpointReport) -> bool:
+    """Whether it passed, and there is nothing to do about it."""
+    return report.verdict is Verdict.PASS and all(f.severity is Severity.NOTE for f in report.findings)
+
+
+def _notes(report: CheckpointReport) -> list[str]:
+    """Findings in one line each, for a report in which all of them are notes."""
+    return [
+        f"{f.code} {f.slug}: {f'{layers_words(f.layers)}: ' if f.layers else ''}{f.message}" for f in report.findings
+    ]
 
 
 def _base_lines(report: CheckpointReport) -> list[Block]:
@@ -201,7 +220,7 @@ def _claim_text(report: CheckpointReport, claim: ClaimResult, *, skips: bool) ->
     if claim.name == "shapes":
         parts.append(plural(claim.rules_run, "rule") + " ran")
         if skips:
-            parts += [f"not run {words}" for words in _static_skips(report.skipped)]
+            parts += [f"skipped {words}" for words in _static_skips(report.skipped)]
     return "; ".join(parts)
 
 
@@ -210,22 +229,17 @@ def _static_skips(skipped: Iterable[Skipped]) -> list[str]:
     return skipped_words(s for s in skipped if not s.code.startswith("GQA7") or s.needs == NEEDS_SELECTION)
 
 
-def perplexity_words(p: object) -> str:
+def perplexity_words(p: Perplexity) -> str:
     """``perplexity 12.34 ± 0.41 on smoke (english 8.10, …; protocol, 8,188 tokens in 4 windows)``."""
-    from math import exp
+    from math import exp, inf
 
-    from gqacheck.geometry.facts import Perplexity
-
-    assert isinstance(p, Perplexity)
     error = f" ± {perplexity_text(p.stderr)}" if p.stderr is not None else ""
     inside = [p.protocol, f"{p.tokens:,} tokens in {plural(p.windows, 'window')}"]
     if len(p.segments) > 1:
-        each = ", ".join(f"{s.name} {perplexity_text(exp(s.nll) if s.nll < 700 else s.nll)}" for s in p.segments)
+        each = ", ".join(f"{s.name} {perplexity_text(inf if s.nll >= 700 else exp(s.nll))}" for s in p.segments)
         inside.insert(0, each)
-    if not p.complete:
-        inside.append("partial: not comparable")
-    if p.note:
-        inside.append(p.note)
+    if p.note or not p.complete:
+        inside.append(p.note or "partial: not comparable")
     return f"perplexity {perplexity_text(p.value)}{error} on {p.corpus} ({'; '.join(inside)})"
 
 

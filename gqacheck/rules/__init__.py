@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
+from gqacheck.rules.attention import ATTENTION_RULES
+from gqacheck.rules.files import FILE_RULES
+from gqacheck.rules.mlp import MLP_RULES
+from gqacheck.rules.model import MODEL_RULES
+from gqacheck.rules.modules import MODULE_RULES
 from gqacheck.rules.rule import Rule
+from gqacheck.rules.runtime import RUNTIME_RULES
 
-
-def _join() -> tuple[Rule, ...]:
-    found: list[Rule] = []
-    for module, name in (
-        ("files", "FILE_RULES"),
-        ("attention", "ATTENTION_RULES"),
-        ("modules", "MODULE_RULES"),
-        ("mlp", "MLP_RULES"),
-        ("model", "MODEL_RULES"),
-        ("runtime", "RUNTIME_RULES"),
-    ):
-        if find_spec(f"gqacheck.rules.{module}"):
-            found.extend(getattr(import_module(f"gqacheck.rules.{module}"), name, ()))
-    return tuple(found)
-
-
-RULES: tuple[Rule, ...] = _join()
+RULES: tuple[Rule, ...] = (
+    *FILE_RULES,
+    *ATTENTION_RULES,
+    *MODULE_RULES,
+    *MLP_RULES,
+    *MODEL_RULES,
+    *RUNTIME_RULES,
+)

@@ -168,7 +168,7 @@ def q_kv_indivisible(subject: Subject) -> Iterator[Violation]:
 
     What you would see
         `The size of tensor a (31) must match the size of tensor b (28) at non-singleton dimension 1` under eager
-        attention, `Number of heads in key and value must divide the number of heads in query` under sdpa.
+        attention, `Number of heads in key and value must divide the number of heads in …` under sdpa.
 
     Fix
         Prune whole KV groups, or the same number of query heads in every group: one of the legal counts in the
@@ -188,7 +188,8 @@ def q_kv_indivisible(subject: Subject) -> Iterator[Violation]:
         nearest = min(legal, key=lambda count: abs(count - n_q))
         yield Violation(
             message=(
-                f"{n_q} query heads ({attention.q.rows} rows of q) over {n_kv} KV heads ({attention.k.rows} rows of k) "
+                f"{n_q} query heads ({attention.q.rows} rows of {called(attention.q)}) over {n_kv} KV heads "
+                f"({attention.k.rows} rows of {called(attention.k)}) "
                 f"leave remainder {n_q % n_kv}; {choice(legal)} {'are' if len(legal) > 1 else 'is'} legal"
                 f"{by_source(attention.head_dim)}"
             ),
@@ -237,8 +238,6 @@ def no_heads(subject: Subject) -> Iterator[Violation]:
             yield Violation(
                 message=f"no attention weights, and {subject.geometry.config_source} declares 0 query heads here",
                 layer=layer.index,
-                expected=Quantity(0, "query heads"),
-                actual=Quantity(0, "query heads"),
                 source=subject.geometry.config_source or "",
                 consequence="stock classes build the attention all the same, with random weights",
                 fix="ship the modelling code that skips this block with the checkpoint",

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from gqacheck.checkpoint import Container
 from gqacheck.geometry.facts import Attention, Layer, Norm, Projection, Subject
+from gqacheck.geometry.families import family_by_class
 from gqacheck.rules.forward import TOKENS, attention_raises, size_error
-from gqacheck.rules.heads import called, columns_in_heads, full_layers, q_width, rows_in_heads
+from gqacheck.rules.heads import called, columns_in_heads, full_layers, listed, q_width, rows_in_heads
 from gqacheck.rules.predict import BROADCAST, refused
 from gqacheck.rules.rule import Quantity, Severity, Violation, by_container
 
@@ -97,7 +98,7 @@ def attention_hidden(subject: Subject) -> Iterator[Violation]:
                 readers.setdefault(projection.columns, []).append(projection)
         for columns, odd in readers.items():
             verb = "read" if len(odd) > 1 else "reads"
-            names = _list([projection.name for projection in odd])
+            names = listed([projection.name for projection in odd])
             yield _apart(subject, layer, odd, f"{names} {verb} {columns} columns", columns)
         o = attention.o
         if o is not None and o.rows != hidden.value:
@@ -123,11 +124,12 @@ def attention_bias(subject: Subject) -> Iterator[Violation]:
     """A bias of q, k, v or o has the wrong length, is missing where the family has one, or is there where it has none.
 
     What it checks
-        The length of every stored attention bias against its weight's rows; biases that the family or the config
-        (attention_bias and the like) requires; and biases that it never has.
+        The length of every stored attention bias against its weight's rows; biases that the family, the config
+        (attention_bias and the like) or the --base requires; and biases that the family never has.
 
     Why it matters
-        Qwen2 without its q, k and v biases runs and answers nonsense. A bias that a pruner added to make up for
+        Qwen2 without its q, k and v biases runs and answers nonsense; loading it with LlamaForCausalLM, as some
+        pruning scripts do, drops them with a mere warning. A bias that a pruner added to make up for
         what it removed (FLAP does) is lost without an error as soon as a stock class loads the folder.
 
     What you would see
@@ -147,29 +149,47 @@ def attention_bias(subject: Subject) -> Iterator[Violation]:
         Qwen2's attention has biases on q, k and v; An et al. 2024, "FLAP", adds them to o_proj and down_proj. Loading
         behaviour measured on transformers 5.23.
     """
+    in_base = _biased_in_base(subject)
     for layer, attention in full_layers(subject):
-        stored = (attention.fused, attention.q, attention.k, attention.v, attention.o)
-        for projection in stored:
+        missing: dict[str, list[Projection]] = {}
+        for projection in (attention.fused, attention.q, attention.k, attention.v, attention.o):
             if projection is None or projection.derived is not None:
                 continue
             if projection.bias is not None and projection.bias != projection.rows:
                 yield _bias_length(layer, attention, projection)
-            policy, why = _bias_policy(subject, projection.role)
+            policy, why = _bias_policy(subject, projection.role, in_base)
             if policy == "required" and projection.bias is None:
-                yield _bias_missing(subject, layer, projection, why)
+                missing.setdefault(why, []).append(projection)
             elif policy == "never" and projection.bias is not None:
                 yield _bias_unexpected(subject, layer, projection, why)
+        for why, projections in missing.items():
+            yield _bias_missing(subject, layer, projections, why)
 
 
-def _bias_policy(subject: Subject, role: str) -> tuple[str, str]:
+def _biased_in_base(subject: Subject) -> frozenset[str]:
+    """Roles that have a bias in the parent."""
+    if subject.base is None:
+        return frozenset()
+    return frozenset(
+        projection.role
+        for _, attention in full_layers(subject.base)
+        for projection in (attention.fused, attention.q, attention.k, attention.v, attention.o)
+        if projection is not None and projection.derived is None and projection.bias is not None
+    )
+
+
+def _bias_policy(subject: Subject, role: str, in_base: frozenset[str]) -> tuple[str, str]:
     """``required``, ``never`` or ``optional``, and who says so."""
     geometry = subject.geometry
     key = geometry.family.bias_switch.get(role)
     stated = geometry.config.get(key) if key is not None else None
+    policy, why = geometry.family.bias.get(role, "optional"), f"{geometry.family.name} is built so"
     if isinstance(stated, bool):
-        word = "true" if stated else "false"
-        return ("required" if stated else "never"), f"{geometry.config_source} says {key}={word}"
-    return geometry.family.bias.get(role, "optional"), f"{geometry.family.name} is built so"
+        policy = "required" if stated else "never"
+        why = f"{geometry.config_source} says {key}={'true' if stated else 'false'}"
+    if policy != "required" and role in in_base:
+        return "required", "the base has one"
+    return policy, why
 
 
 def _bias_length(layer: Layer, attention: Attention, projection: Projection) -> Violation:
@@ -193,16 +213,28 @@ def _bias_length(layer: Layer, attention: Attention, projection: Projection) -> 
     )
 
 
-def _bias_missing(subject: Subject, layer: Layer, projection: Projection, why: str) -> Violation:
-    if subject.container is Container.MODULE:
-        consequence = "nothing raises: the model runs without the bias it was trained with, and its output changes"
-    else:
+def _bias_missing(subject: Subject, layer: Layer, projections: list[Projection], why: str) -> Violation:
+    module = layer.attention.module
+    built = family_by_class(module.class_name) if module is not None else None
+    if subject.container is not Container.MODULE:
         consequence = "loading reports the bias as MISSING and goes on with a newly initialized one"
+    elif built is not None and built is not subject.geometry.family:
+        consequence = (
+            f"the weights were loaded into a {built.name} class, which has no such bias and drops it with a mere "
+            "warning; the model runs without it"
+        )
+    else:
+        consequence = "nothing raises: the model runs without the bias it was trained with, and its output changes"
+    if why == "the base has one" and subject.container is not Container.MODULE:
+        consequence = "nothing raises: the model is loaded and runs without the bias it was trained with"
+    rows = sum(projection.rows for projection in projections)
+    names = listed([f"{projection.name} ({projection.rows} rows)" for projection in projections])
+    verb = "have no bias, but need one" if len(projections) > 1 else "has no bias, but needs one"
     return Violation(
-        message=f"{projection.name} has {projection.rows} rows and no bias, but it needs one: {why}",
+        message=f"{names} {verb}: {why}",
         layer=layer.index,
-        tensors=(projection.tensor,),
-        expected=Quantity(projection.rows, "bias entries"),
+        tensors=tuple(projection.tensor for projection in projections),
+        expected=Quantity(rows, "bias entries"),
         actual=Quantity(0, "bias entries"),
         source=why,
         consequence=consequence,
@@ -264,7 +296,7 @@ def qk_norm_width(subject: Subject) -> Iterator[Violation]:
     if kind is None:
         return
     for layer, attention in full_layers(subject):
-        if kind == "per-head" and norms_doubt_head_dim(attention):
+        if kind != "all-heads" and norms_doubt_head_dim(attention):
             continue
         for norm, projection, unit, heads in (
             (attention.q_norm, attention.q, attention.q_unit, attention.n_q_heads),
@@ -339,7 +371,3 @@ def _norm_violation(
             else "cut the norm with the same heads as its projection"
         ),
     )
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -11,6 +11,11 @@ from gqacheck.rules.predict import RANDOM, ranges, refused
 from gqacheck.rules.rule import Quantity, Violation
 
 _MOST_TENSORS = 16
+_EXPERTS_DIFFER = (
+    "from_pretrained merges the experts into one tensor and raises: CONVERSION, stack expects each tensor to be equal "
+    "size"
+)
+EXPERTS_ALIKE = f"from_pretrained merges the experts, reports MISMATCH for the merged tensor and raises; {RANDOM}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ def short(projection: Projection) -> str:
 def inside(layer: Layer, name: str) -> str:
     """A tensor's name with the layer left out: ``….mlp.up_proj.weight``; an expert's number becomes ``E``."""
     rest = name.removeprefix(f"{layer.path}.")
-    return "…." + ".".join("E" if part.isdigit() else part for part in rest.split("."))
+    return "…." + ".".join("E" if part.isdecimal() else part for part in rest.split("."))
 
 
 def merged(layer: Layer, faults: Iterable[tuple[Block, Fault]]) -> Iterator[Violation]:
@@ -69,6 +74,8 @@ def merged(layer: Layer, faults: Iterable[tuple[Block, Fault]]) -> Iterator[Viol
         key = Fault(fault.message, (), fault.expected, fault.actual, fault.consequence, fault.fix)
         groups.setdefault(key, []).append((block, fault.tensors))
     for fault, found in groups.items():
+        numbered = sum(isinstance(block.expert, int) for block, _ in found)
+        alike = fault.consequence == _EXPERTS_DIFFER and numbered == layer.mlp.n_experts_stored
         tensors = dict.fromkeys(name for _, own in found for name in own)
         yield Violation(
             message=fault.message.replace("{of}", _of(layer.mlp, [block.expert for block, _ in found])),
@@ -77,7 +84,7 @@ def merged(layer: Layer, faults: Iterable[tuple[Block, Fault]]) -> Iterator[Viol
             expected=fault.expected,
             actual=fault.actual,
             source="tensor shapes",
-            consequence=fault.consequence,
+            consequence=EXPERTS_ALIKE if alike else fault.consequence,
             fix=fault.fix,
         )
 
@@ -116,9 +123,8 @@ def weight_refused(
     if block.expert == "stacked":
         return f"from_pretrained reports MISMATCH for {inside(layer, weight.tensor)} and raises; {RANDOM}"
     if isinstance(block.expert, int) and subject.container is Container.FOLDER:
-        return (
-            "from_pretrained merges the experts and raises: CONVERSION, stack expects each tensor to be equal size "
-            "(MISMATCH when all experts have the same wrong size)"
-        )
+        return _EXPERTS_DIFFER
+    if weight.derived and block.fused is not None:
+        weight, rows = block.fused, None if rows is None else 2 * rows
     built = (weight.rows if rows is None else rows, weight.columns if columns is None else columns)
     return refused(subject, inside(layer, weight.tensor), (weight.rows, weight.columns), built)

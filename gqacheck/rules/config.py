@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from gqacheck.checkpoint import Container
 from gqacheck.geometry.config import config_layer_claim, config_number, has_layer_list
 from gqacheck.geometry.facts import Attention, Claim, Layer, Projection, Subject
-from gqacheck.rules.blocks import Block, blocks, inside, names, short, weight_refused
+from gqacheck.rules.blocks import EXPERTS_ALIKE, Block, blocks, inside, names, short, weight_refused
+from gqacheck.rules.built import built_head_dim, built_heads, stated_width, width_key
+from gqacheck.rules.heads import counted
 from gqacheck.rules.predict import once_saved, refused
 from gqacheck.rules.rule import Quantity, Severity, Violation, by_container
 from gqacheck.rules.spelling import config_name, spelled
@@ -116,20 +118,14 @@ def _heads_violation(
     count, unit, projection = found
     kind = "query heads" if key == "num_attention_heads" else "KV heads"
     part = f"the {projection.role} part of {short(projection)}" if projection.derived else short(projection)
-    name = inside(layer, projection.tensor)
-    if projection.derived:
-        consequence = (
-            f"the class builds {short(projection)} for {claim.value} {kind}, and loading reports a size mismatch"
-        )
-    else:
-        stored, built = (projection.rows, projection.columns), (claim.value * unit, projection.columns)
-        consequence = once_saved(subject, refused(subject, name, stored, built))
+    consequence = once_saved(subject, _heads_refused(subject, layer, found, claim))
     severity = by_container(subject, folder=Severity.ERROR, module=Severity.WARNING)
     if _reads_config(subject, layer):
         severity = Severity.ERROR
         consequence = f"forward of this class goes by the config, not by the weights, and cuts {kind} at {claim.value}"
     return Violation(
-        message=f"{part} has {projection.rows} rows = {count} heads of {unit}, but {claim.source} is {claim.value}",
+        message=f"{part} has {projection.rows} rows = {counted(count, 'head')} of {unit}, but {claim.source} is "
+        f"{claim.value}",
         layer=index,
         tensors=(projection.tensor,),
         expected=Quantity(claim.value, kind),
@@ -139,6 +135,24 @@ def _heads_violation(
         fix=_heads_fix(subject, layer, key, count, index),
         severity=severity,
     )
+
+
+def _heads_refused(subject: Subject, layer: Layer, found: tuple[int, int, Projection], claim: Claim) -> str:
+    _, unit, projection = found
+    attention, own = layer.attention, layer.attention.head_dim
+    head_dim = built_head_dim(subject) or (own.value if own is not None else unit)
+    if not projection.derived or attention.fused is None:
+        rows = claim.value * head_dim * (unit // own.value if own is not None else 1)
+        stored, built = (projection.rows, projection.columns), (rows, projection.columns)
+        return refused(subject, inside(layer, projection.tensor), stored, built)
+    fused, heads = attention.fused, built_heads(subject, "num_attention_heads", layer.index)
+    kv_heads = built_heads(subject, "num_key_value_heads", layer.index) or heads
+    if heads is None or kv_heads is None:
+        return (
+            f"the class builds {short(fused)} for {claim.value} heads, and loading reports a size mismatch and raises"
+        )
+    built = ((heads + 2 * kv_heads) * head_dim, fused.columns)
+    return refused(subject, inside(layer, fused.tensor), (fused.rows, fused.columns), built)
 
 
 def _reads_config(subject: Subject, layer: Layer) -> bool:
@@ -154,6 +168,9 @@ def _reads_config(subject: Subject, layer: Layer) -> bool:
 def _heads_fix(subject: Subject, layer: Layer, key: str, count: int, index: int | None) -> str:
     if index is not None:
         return f"write {count} into this layer's entry"
+    q, kv = layer.attention.n_q_heads, layer.attention.n_kv_heads
+    if q and kv and q % kv:
+        return f"cut whole KV groups first (GQA104), then set {spelled(subject, key)} to what is left"
     fix = f"set {spelled(subject, key)} to {count}"
     geometry, head_dim = subject.geometry, trusted_head_dim(layer.attention)
     hidden = geometry.hidden_size.value if geometry.hidden_size else None
@@ -195,7 +212,7 @@ def config_intermediate(subject: Subject) -> Iterator[Violation]:
         groups.setdefault(width.key, []).append(width)
     for key, found in groups.items():
         first = found[0]
-        claim = _stated_width(subject, key)
+        claim = stated_width(subject, key)
         if claim is None or claim.value == first.rows or any(width.rows != first.rows for width in found):
             continue
         if subject.geometry.family.generic and claim.value == 2 * first.rows:
@@ -220,29 +237,9 @@ def _widths(subject: Subject) -> Iterator[_Width]:
             up = block.up
             if up is None or (block.gate is not None and block.gate.rows != up.rows):
                 continue
-            key = _width_key(subject, block)
+            key = width_key(subject, block)
             if key is not None:
                 yield _Width(key, up.rows, layer, block, up)
-
-
-def _width_key(subject: Subject, block: Block) -> str | None:
-    config = subject.geometry.config
-    if block.expert is None:
-        return "intermediate_size_mlp" if "intermediate_size_mlp" in config else "intermediate_size"
-    if block.expert != "shared":
-        return "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
-    return next((key for key in ("shared_expert_intermediate_size", "n_shared_experts") if key in config), None)
-
-
-def _stated_width(subject: Subject, key: str) -> Claim | None:
-    config, source = subject.geometry.config, config_name(subject)
-    value = config_number(config, key)
-    if key == "n_shared_experts":
-        each = config_number(config, "moe_intermediate_size")
-        if value is None or each is None:
-            return None
-        return Claim(value * each, f"{source} {key} * moe_intermediate_size")
-    return None if value is None else Claim(value, f"{source} {spelled(subject, key)}")
 
 
 def _widths_by_layer(subject: Subject) -> Iterator[Violation]:
@@ -259,13 +256,8 @@ def _width_violation(subject: Subject, width: _Width, claim: Claim, index: int |
     up, block = width.up, width.block
     of = "" if block.expert is None else " of the shared expert" if block.expert == "shared" else " of every expert"
     part = f"half of {short(up)}" if up.derived else short(up)
-    if up.derived:
-        consequence = f"the class builds 2 x {claim.value} rows for {short(up)}, and loading reports a size mismatch"
-    elif block.expert is not None:
-        consequence = once_saved(subject, weight_refused(subject, width.layer, block, up, rows=claim.value))
-    else:
-        stored, built = (up.rows, up.columns), (claim.value, up.columns)
-        consequence = once_saved(subject, refused(subject, inside(width.layer, up.tensor), stored, built))
+    numbered = isinstance(block.expert, int) and subject.container is Container.FOLDER
+    text = EXPERTS_ALIKE if numbered else weight_refused(subject, width.layer, block, up, rows=claim.value)
     key = claim.source.removeprefix(f"{config_name(subject)} ")
     return Violation(
         message=f"{part}{of} has {up.rows} rows, but {claim.source} is {claim.value}",
@@ -274,7 +266,7 @@ def _width_violation(subject: Subject, width: _Width, claim: Claim, index: int |
         expected=Quantity(claim.value, "MLP channels"),
         actual=Quantity(up.rows, "MLP channels"),
         source=f"tensor shapes, {claim.source}",
-        consequence=consequence,
+        consequence=once_saved(subject, text),
         fix=f"set {key} to {up.rows}" if index is None else f"write {up.rows} into this layer's entry",
         severity=by_container(subject, folder=Severity.ERROR, module=Severity.WARNING),
     )

@@ -8,6 +8,7 @@ from gqacheck.checkpoint import Container
 from gqacheck.geometry.config import config_number, is_true
 from gqacheck.geometry.facts import Layer, Subject
 from gqacheck.rules.blocks import inside, short
+from gqacheck.rules.built import computes_head_dim
 from gqacheck.rules.config import trusted_head_dim
 from gqacheck.rules.needs import needs_dense_weights_and_config
 from gqacheck.rules.predict import once_saved, refused
@@ -21,10 +22,6 @@ _CLASSES = {
     "internlm3": "InternLM3Config",
     "arcee": "ArceeConfig",
 }
-_COMPUTES_HEAD_DIM = frozenset({"falcon", "stablelm", "mllama"})
-_COMPUTES_HEAD_DIM_TOO = frozenset({"qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"})
-"""Families, and model types of the family qwen2, whose attention ignores a head_dim in the config."""
-
 _PADDING_STEPS = 4096
 
 
@@ -33,8 +30,8 @@ def config_rejects(subject: Subject) -> Iterator[Violation]:
 
     What it checks
         For families whose config class insists on hidden_size % num_attention_heads = 0 (Llama, Gemma-2, Gemma-3 and
-        relatives, transformers 5): the measured head count when all layers agree on one, else the config's. A folder
-        with modelling code of its own is not judged.
+        relatives, transformers 5), or whose attention class does (Falcon, StableLM, Qwen2-VL): the measured head count
+        when all layers agree on one, and the config's. A folder with modelling code of its own is not judged.
 
     Why it matters
         A perfectly consistent cut from 32 to 24 query heads (4096 % 24 = 16) cannot be written down as a Llama any
@@ -55,39 +52,52 @@ def config_rejects(subject: Subject) -> Iterator[Violation]:
         `validate_architecture` of LlamaConfig, Gemma2Config, Gemma3TextConfig in transformers 5.23, measured.
     """
     geometry = subject.geometry
-    if not geometry.family.rejects_indivisible_hidden or subject.checkpoint.own_code:
+    if subject.checkpoint.own_code or not (geometry.family.rejects_indivisible_hidden or computes_head_dim(subject)):
         return
     hidden = geometry.hidden_size.value if geometry.hidden_size else None
     stated = config_number(geometry.config, "num_attention_heads")
     measured = _uniform_heads(subject)
-    heads = measured if measured is not None else stated
-    if not hidden or not heads or hidden < 0 or heads < 0 or hidden % heads == 0:
+    refused = [heads for heads in (measured, stated) if heads and hidden and heads > 0 and hidden % heads]
+    if not hidden or hidden < 0 or not refused:
         return
-    name, key = _CLASSES.get(geometry.family.name, f"the {geometry.family.name} config"), "num_attention_heads"
+    heads = refused[0]
+    name, error = _refusal(subject, hidden, heads)
+    key = spelled(subject, "num_attention_heads")
     if heads == stated:
-        says = f"{config_name(subject)} {spelled(subject, key)} is {heads} and hidden_size {hidden}"
+        says, later = f"{config_name(subject)} {key} is {heads} and hidden_size {hidden}", ""
     else:
-        says = f"these weights need {key} {heads} at hidden_size {hidden}"
-    later = "the pickle runs from its modules; saved as a folder, " if subject.container is Container.MODULE else ""
+        says, later = f"these weights need {key} {heads} at hidden_size {hidden}", f"with {key} {heads}, "
+    if subject.container is Container.MODULE:
+        later = f"the pickle runs from its modules; saved as a folder with {key} {heads}, "
     yield Violation(
         message=f"{says}, which {name} refuses: {hidden} % {heads} = {hidden % heads}",
         expected=Quantity(0, f"remainder of hidden_size / {key}"),
         actual=Quantity(hidden % heads, f"remainder of hidden_size / {key}"),
         source=f"tensor shapes, {name} of transformers 5",
-        consequence=f"{later}ValueError: The hidden size ({hidden}) is not a multiple of the number of attention heads "
-        f"({heads}), from AutoConfig, before any weight is read",
-        fix=_way_out(subject, hidden, heads),
+        consequence=later + error,
+        fix=_way_out(subject, hidden, heads) if measured in (None, heads) else f"set {key} to {measured}, as measured",
         severity=by_container(subject, folder=Severity.ERROR, module=Severity.WARNING),
     )
 
 
+def _refusal(subject: Subject, hidden: int, heads: int) -> tuple[str, str]:
+    """Who refuses, and the error."""
+    family = subject.geometry.family.name
+    if computes_head_dim(subject):
+        numbers = f"(got `hidden_size`: {hidden} and `num_heads`: {heads})"
+        return f"the {family} attention class", f"ValueError: hidden_size must be divisible by num_heads {numbers}"
+    error = f"ValueError: The hidden size ({hidden}) is not a multiple of the number of attention heads ({heads})"
+    return _CLASSES.get(family, f"the {family} config class"), f"{error}, before any weight is read"
+
+
 def _uniform_heads(subject: Subject) -> int | None:
-    """The query heads that all layers agree on, None when they do not or when the weights are packed."""
+    """The query heads that all layers agree on, as far as they can stay: whole KV groups, in weights that are dense."""
     if subject.checkpoint.quantization is not None:
         return None
     blocks = [layer.attention for layer in subject.geometry.layers if layer.attention.kind == "full"]
-    counts = {block.n_q_heads if trusted_head_dim(block) is not None else None for block in blocks}
-    return counts.pop() if len(counts) == 1 else None
+    counts = {(block.n_q_heads, block.n_kv_heads) if trusted_head_dim(block) else (None, None) for block in blocks}
+    heads, kv = counts.pop() if len(counts) == 1 else (None, None)
+    return None if heads and kv and heads % kv else heads
 
 
 def _way_out(subject: Subject, hidden: int, heads: int) -> str:
@@ -172,20 +182,15 @@ def needs_stated_heads(subject: Subject) -> tuple[str, str] | None:
     return needs_dense_weights_and_config(subject)
 
 
-def _computes(subject: Subject) -> bool:
-    model_type = subject.geometry.config.get("model_type")
-    return subject.geometry.family.name in _COMPUTES_HEAD_DIM or model_type in _COMPUTES_HEAD_DIM_TOO
-
-
 def _implied(subject: Subject) -> tuple[int | None, str]:
     """The head_dim that the class takes, with the words for it; None when the config states one that it reads."""
     config, family, source = subject.geometry.config, subject.geometry.family, config_name(subject)
     stated = config_number(config, "head_dim")
-    if subject.checkpoint.own_code or (stated is not None and not _computes(subject)):
+    if subject.checkpoint.own_code or (stated is not None and not computes_head_dim(subject)):
         return None, ""
     hidden, heads = config_number(config, "hidden_size"), config_number(config, "num_attention_heads")
     lacks = f"{source} has no head_dim"
-    if family.default_head_dim is not None and not _computes(subject):
+    if family.default_head_dim is not None and not computes_head_dim(subject):
         return family.default_head_dim, f"{lacks} and the {family.name} class takes {family.default_head_dim}"
     if hidden is None or heads is None or hidden <= 0 or heads <= 0:
         return None, ""
@@ -202,11 +207,16 @@ def _implied_consequence(subject: Subject, layer: Layer, implied: int) -> str:
         name = short(q) if q is not None else "the attention"
         return f"loading builds {name} for heads of {implied} and reports a size mismatch"
     built = heads * implied * (unit // head_dim.value)
-    return once_saved(subject, refused(subject, inside(layer, q.tensor), (q.rows, q.columns), (built, q.columns)))
+    text = refused(subject, inside(layer, q.tensor), (q.rows, q.columns), (built, q.columns))
+    hidden = config_number(subject.geometry.config, "hidden_size")
+    refuses = subject.geometry.family.rejects_indivisible_hidden or computes_head_dim(subject)
+    if refuses and hidden is not None and hidden % heads:
+        text = f"the class refuses {hidden} % {heads} first (GQA406); past that, {text}"
+    return once_saved(subject, text)
 
 
 def _implied_fix(subject: Subject, value: int) -> str:
-    if _computes(subject):
+    if computes_head_dim(subject):
         return f"keep hidden_size / num_attention_heads at {value}, or load it with gqacheck.load_model"
     return f"state head_dim {value} in {config_name(subject)}"
 

@@ -8,7 +8,8 @@ from gqacheck.checkpoint import Container
 from gqacheck.geometry.config import config_layer_claim, config_number
 from gqacheck.geometry.facts import Claim, Layer, Mlp, Projection, Subject
 from gqacheck.rules.blocks import inside, names
-from gqacheck.rules.predict import counted, must_match, refused
+from gqacheck.rules.heads import counted
+from gqacheck.rules.predict import must_match, refused
 from gqacheck.rules.rule import Quantity, Severity, Violation, by_container
 from gqacheck.rules.spelling import config_name, spelled
 
@@ -98,6 +99,8 @@ def _router_consequence(subject: Subject, layer: Layer, router: Projection, stor
     if subject.container is not Container.MODULE and stated is not None and stated.value != router.rows:
         built = (stated.value, router.columns)
         return refused(subject, inside(layer, router.tensor), (router.rows, router.columns), built)
+    if subject.container is Container.FOLDER and stated is not None and stated.value != stored:
+        return f"from_pretrained reports MISMATCH for the experts, {stored} stored and {stated.value} built, and raises"
     if router.rows > stored:
         extra = router.rows - stored
         return f"transformers 5.23 runs without an error and sends tokens to {extra} experts that are not there"

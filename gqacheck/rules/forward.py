@@ -36,7 +36,8 @@ def size_error(a: int, b: int, dimension: int) -> str:
     return f"The size of tensor a ({a}) must match the size of tensor b ({b}) at non-singleton dimension {dimension}"
 
 
-HEADS_MUST_DIVIDE = "Number of heads in key and value must divide the number of heads in query"
+HEADS_MUST_DIVIDE = "Number of heads in key and value must divide the number of heads in …"
+"""torch 2.13 ends its sentence there."""
 PADDED = "sdpa, the default, raises nothing until a batch is padded: its heads read the wrong keys and values"
 
 

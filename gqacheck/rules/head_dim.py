@@ -8,7 +8,7 @@ from gqacheck.checkpoint import Container
 from gqacheck.geometry.facts import Attention, Claim, Layer, Measured, Subject
 from gqacheck.rules.attention_widths import norms_doubt_head_dim
 from gqacheck.rules.forward import size_error
-from gqacheck.rules.heads import full_layers
+from gqacheck.rules.heads import full_layers, listed
 from gqacheck.rules.rule import Quantity, Severity, Violation
 
 _INFERRED = ("inferred", "guessed", "the ")
@@ -50,9 +50,8 @@ def head_dim_ambiguous(subject: Subject) -> Iterator[Violation]:
             yield from _unknown(layer, attention)
             continue
         heard = _heard(attention, attention.head_dim)
-        others = tuple({claim.value: claim for claim in reversed(heard) if claim.value != heard[0].value}.values())
-        if others:
-            yield _dispute(subject, layer, attention, others[::-1], heard)
+        if any(claim.value != heard[0].value for claim in heard):
+            yield _dispute(subject, layer, attention, heard)
 
 
 def _unknown(layer: Layer, attention: Attention) -> Iterator[Violation]:
@@ -81,10 +80,12 @@ def _heard(attention: Attention, head_dim: Measured) -> tuple[Claim, ...]:
     return tuple(firm or claims)
 
 
-def _dispute(
-    subject: Subject, layer: Layer, attention: Attention, others: Sequence[Claim], heard: Sequence[Claim]
-) -> Violation:
+def _dispute(subject: Subject, layer: Layer, attention: Attention, heard: Sequence[Claim]) -> Violation:
     believed = heard[0]
+    others: dict[int, list[str]] = {}
+    for claim in heard:
+        if claim.value != believed.value:
+            others.setdefault(claim.value, []).append(_source(claim))
     runs, against = _what_runs(subject, heard)
     severity, consequence = Severity.WARNING, "head counts in this report go by the first of these numbers"
     if runs is not None and against is not None:
@@ -92,12 +93,14 @@ def _dispute(
         consequence = _error(subject, attention, runs, against)
     elif runs is not None and runs.value != believed.value:
         consequence = f"the model itself goes by {runs.source}; head counts in this report go by {believed.source}"
-    contradicted = " and ".join(f"{_source(claim)} says {claim.value}" for claim in others)
+    contradicted = ", and ".join(
+        f"{listed(sources)} {'say' if len(sources) > 1 else 'says'} {value}" for value, sources in others.items()
+    )
     return Violation(
         message=f"{_source(believed)} says head_dim is {believed.value}, but {contradicted}",
         layer=layer.index,
         tensors=tuple(dict.fromkeys(p.tensor for p in (attention.q, attention.k) if p is not None)),
-        expected=Quantity(others[0].value, "rows per head"),
+        expected=Quantity(next(iter(others)), "rows per head"),
         actual=Quantity(believed.value, "rows per head"),
         source=believed.source,
         consequence=consequence,

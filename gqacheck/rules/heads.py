@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gqacheck.checkpoint import ModuleInfo
+from gqacheck.geometry.config import LARGEST
 from gqacheck.geometry.facts import Attention, Layer, Measured, Projection, Subject
 from gqacheck.rules.needs import needs_dense_weights
 
@@ -40,9 +41,9 @@ def needs_heads(subject: Subject) -> tuple[str, str] | None:
 
 
 def whole_number(module: ModuleInfo | None, key: str) -> int | None:
-    """A whole number among a module's attributes; None when it is absent or anything else."""
+    """A whole number among a module's attributes; None when it is absent, anything else, or too large for any size."""
     value = module.attributes.get(key) if module is not None else None
-    return value if type(value) is int else None
+    return value if type(value) is int and -LARGEST < value < LARGEST else None
 
 
 def divide_evenly(rows: int | None, unit: int | None) -> int | None:
@@ -115,3 +116,8 @@ def legal_counts(n_q_heads: int, n_kv_heads: int) -> tuple[int, ...]:
 def choice(numbers: tuple[int, ...]) -> str:
     """``28 or 35``."""
     return " or ".join(map(str, numbers))
+
+
+def listed(names: Sequence[str]) -> str:
+    """``q_proj, k_proj and v_proj``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from gqacheck.checkpoint import Container, Plain
 from gqacheck.geometry.config import LAYER_LISTS, config_number, text_config
 from gqacheck.geometry.facts import Subject
+from gqacheck.rules.heads import counted
+from gqacheck.rules.lost import layer_indices
 from gqacheck.rules.needs import needs_config
-from gqacheck.rules.predict import counted, ranges
+from gqacheck.rules.predict import absent, left_over, ranges
 from gqacheck.rules.rule import Quantity, Severity, Violation, by_container
 from gqacheck.rules.spelling import config_name, spelled
-from gqacheck.text import printable
+from gqacheck.text import printable, printable_list
 
 PER_LAYER = (
     "layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta",
@@ -62,7 +64,8 @@ def layer_count(subject: Subject) -> Iterator[Violation]:
         Loading reports and `self.layers[: self.config.num_hidden_layers]` of transformers 5.23, measured.
     """
     geometry = subject.geometry
-    n, indices = geometry.n_layers, [layer.index for layer in geometry.layers]
+    indices = layer_indices(subject)
+    n = len(indices)
     last = indices[-1] + 1 if indices else 0
     explained_by_gaps = last if n != last else None
     expected = subject.expect.layers
@@ -106,21 +109,21 @@ def _count_consequence(subject: Subject, n: int, stated: int) -> str:
             return f"transformers 5 runs only the first {counted(max(stated, 0), 'layer')}, without a word"
         return "the pickle runs from its modules; saved and loaded as a folder, it gains layers of random weights"
     if stated < n:
-        return (
-            f"from_pretrained reports layers {ranges(range(max(stated, 0), n))} as UNEXPECTED and drops them, "
-            "without an error"
-        )
-    return (
-        f"from_pretrained reports layers {ranges(range(n, min(stated, n + 4096)))} as MISSING (newly initialized) and "
-        "runs with random weights there, without an error"
-    )
+        return left_over(subject, named(range(max(stated, 0), n)))
+    return absent(subject, named(range(n, min(stated, n + 4096))))
+
+
+def named(indices: Sequence[int]) -> str:
+    """``layer 3``, ``layers 2-5``."""
+    return f"layer {indices[0]}" if len(indices) == 1 else f"layers {ranges(indices, 6)}"
 
 
 def layer_gap(subject: Subject) -> Iterator[Violation]:
     """The layers are not numbered 0, 1, 2, … without a gap.
 
     What it checks
-        The indices in the tensor names: they start at 0 and none is left out.
+        The indices in the tensor names: they start at 0 and none is left out. Layers that lie in a shard that is
+        missing (GQA014) count as present.
 
     Why it matters
         Removing a layer from a state dict leaves a hole; the next layer must take its number. Loaders go by the
@@ -139,29 +142,35 @@ def layer_gap(subject: Subject) -> Iterator[Violation]:
     Source
         torch.nn.ModuleList names its children by position; loading report of transformers 5.23, measured.
     """
-    indices = [layer.index for layer in subject.geometry.layers]
+    indices = layer_indices(subject)
     n = len(indices)
     if not indices or indices == list(range(n)):
         return
-    last, present = indices[-1], set(indices)
-    # A name may claim layer 999999: of the holes before it, only so many are counted out.
-    holes = [index for index in range(min(last, 1 << 16)) if index not in present]
-    missing = f"{ranges(holes, 6)} {'is' if len(holes) == 1 else 'are'} missing"
-    if subject.container is Container.MODULE:
-        consequence = f"model.layers[{holes[0]}] raises KeyError: '{holes[0]}', and KV cache slots are never filled"
-    else:
-        consequence = (
-            f"from_pretrained reports layers {ranges(holes, 6)} as MISSING (newly initialized) and runs with random "
-            "weights there, without an error"
-        )
+    gaps = [(low + 1, high - 1) for low, high in zip((-1, *indices), indices, strict=False) if high - low > 1]
+    holes = printable_list((str(low) if low == high else f"{low}-{high}" for low, high in gaps), 6)
+    missing = f"{holes} {'is' if len(gaps) == 1 and gaps[0][0] == gaps[0][1] else 'are'} missing"
     yield Violation(
         message=f"the {counted(n, 'layer')} are numbered {ranges(indices, 6)}, not {ranges(range(n))}: {missing}",
         expected=Quantity(n - 1, "last index"),
-        actual=Quantity(last, "last index"),
+        actual=Quantity(indices[-1], "last index"),
         source="tensor names",
-        consequence=consequence,
+        consequence=_gap_consequence(subject, indices, gaps[0][0]),
         fix=f"renumber them to {ranges(range(n))} in the tensor names and in layer_idx, or restore what is missing",
     )
+
+
+def _gap_consequence(subject: Subject, indices: list[int], first: int) -> str:
+    if subject.container is Container.MODULE:
+        return f"model.layers[{first}] raises KeyError: '{first}', and KV cache slots are never filled"
+    built = config_number(subject.geometry.config, "num_hidden_layers")
+    if built is None or not 0 < built <= indices[-1] + 1:
+        built = len(indices)
+    random = [index for index in range(min(built, 1 << 16)) if index not in set(indices)]
+    dropped = [index for index in indices if index >= built]
+    texts = [absent(subject, named(random))] if random else []
+    if dropped:
+        texts.append(left_over(subject, named(dropped)))
+    return "; and ".join(texts)
 
 
 def per_layer_list(subject: Subject) -> Iterator[Violation]:
@@ -189,7 +198,7 @@ def per_layer_list(subject: Subject) -> Iterator[Violation]:
     Source
         `validate_layer_type` of transformers 5.23 (classes of 4.5x have the same check), measured.
     """
-    n, source = subject.geometry.n_layers, config_name(subject)
+    n, source = len(layer_indices(subject)), config_name(subject)
     config = text_config(subject.checkpoint)[0]
     predictors = max(config_number(config, "num_nextn_predict_layers") or 0, 0)
     for name, length in _lists(config):
@@ -217,7 +226,7 @@ def _list_consequence(subject: Subject, name: str, length: int, n: int) -> str:
             f"the pickle may run, with the type of another layer behind a removed one; save_pretrained raises {error}"
         )
     if length < n:
-        return "IndexError: list index out of range"
+        return "IndexError: list index out of range, in classes that read it"
     return "nothing raises; layers behind a removed one get the entry of another layer"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gqacheck.checkpoint import Container
-from gqacheck.geometry.config import config_layer_claim
 from gqacheck.geometry.facts import Layer, Measured, Mlp, Projection, Subject
 from gqacheck.rules.blocks import Block, Fault, blocks, inside, merged, names, short, weight_refused
+from gqacheck.rules.built import built_width
 from gqacheck.rules.experts import router_experts
 from gqacheck.rules.needs import needs_dense_weights
 from gqacheck.rules.predict import BROADCAST, RANDOM, cannot_multiply, must_match, refused
@@ -73,10 +73,10 @@ def _down_name(block: Block) -> str:
 
 
 def _gate_up_refused(subject: Subject, layer: Layer, block: Block, gate: Projection, up: Projection) -> str:
-    if block.fused is not None and block.fused.tensor == gate.tensor:
+    stated = built_width(subject, block, layer.index)
+    if gate.derived and block.fused is not None and stated is None:
         return f"every class builds an even number of rows, so loading reports a size mismatch and raises; {RANDOM}"
-    stated = config_layer_claim(subject.geometry.config, "intermediate_size", layer.index, "")
-    built = stated.value if stated is not None and stated.value in (gate.rows, up.rows) else up.rows
+    built = stated if stated is not None else up.rows
     return weight_refused(subject, layer, block, gate if gate.rows != built else up, rows=built)
 
 
@@ -270,8 +270,7 @@ def _bias_faults(subject: Subject, layer: Layer) -> Iterator[tuple[Block, Fault]
             )
             name = projection.bias_tensor or f"{projection.tensor.removesuffix('weight')}bias"
             if subject.container is not Container.MODULE:
-                stored, built = (projection.bias,), (projection.rows,)
-                consequence = refused(subject, inside(layer, name), stored, built)
+                consequence = _bias_refused(subject, layer, block, projection, name)
             yield (
                 block,
                 Fault(
@@ -284,6 +283,17 @@ def _bias_faults(subject: Subject, layer: Layer) -> Iterator[tuple[Block, Fault]
                     f"cut the bias of {short(projection)} with the rows of its weight",
                 ),
             )
+
+
+def _bias_refused(subject: Subject, layer: Layer, block: Block, projection: Projection, name: str) -> str:
+    """The bias is at fault, or, where it is as the config says, its weight."""
+    if block.expert == "stacked":
+        return f"from_pretrained reports MISMATCH for {inside(layer, name)} and raises; {RANDOM}"
+    stated = built_width(subject, block, layer.index) if projection.role != "down" else projection.rows
+    built = projection.rows if stated is None else 2 * stated if projection.role == "gate_up" else stated
+    if projection.bias == built:
+        return weight_refused(subject, layer, block, projection, rows=built)
+    return refused(subject, inside(layer, name), (projection.bias or 0,), (built,))
 
 
 MLP_RULES: tuple[Rule, ...] = (

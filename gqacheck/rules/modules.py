@@ -23,6 +23,7 @@ from gqacheck.rules.layouts import (
 )
 from gqacheck.rules.linears import in_features_stale, needs_dense_modules, needs_modules, out_features_stale
 from gqacheck.rules.rule import Quantity, Rule, Severity, Violation
+from gqacheck.text import printable
 
 _WIDTHS = ("intermediate_size", "ffn_dim")
 _SHOWN_NUMBERS = 8
@@ -72,7 +73,7 @@ def _stale_count(
     noun = "query head" if projection.role == "q" else "KV head"
     reads = reads_head_counts(module)
     if projection.derived is not None:
-        consequence = f"{module.short_class} cuts its fused tensor by this number: at the wrong rows, or with an error"
+        consequence = "the fused tensor is cut by this number: at the wrong rows, or with an error"
     elif reads:
         consequence = f"the forward pass raises `{view_error(stated, unit, projection.rows)}` (for 4 tokens)"
     else:
@@ -189,7 +190,7 @@ def _stale_size(
     error = f"`{reshape_error(stated, width)}` (for 4 tokens)"
     return Violation(
         message=(
-            f"attribute hidden_size={stated} on the attention module ({module.short_class}), but its "
+            f"attribute hidden_size={stated} on the attention module ({printable(module.short_class, 60)}), but its "
             f"{counted(width // size, 'query head')} of {size} give {width}"
         ),
         layer=layer.index,
@@ -261,7 +262,8 @@ def layer_idx_stale(subject: Subject) -> Iterator[Violation]:
     """layer_idx of the attention modules is repeated, or has gaps.
 
     What it checks
-        layer_idx of every attention module (linear attention too): each number once, and 0 to n-1 without a gap.
+        layer_idx of every attention module (linear attention too): each number once, and, where every layer has one,
+        0 to n-1 without a gap.
 
     Why it matters
         It is the layer's slot in the KV cache. Two layers with one slot append their keys to each other's; a gap
@@ -287,9 +289,9 @@ def layer_idx_stale(subject: Subject) -> Iterator[Violation]:
         if number is not None:
             found.append((layer, number))
     counts = Counter(number for _, number in found)
-    if len(counts) == len(found) and set(counts) == set(range(len(found))):
-        return
     repeated = len(counts) < len(found)
+    if not repeated and (len(found) < subject.geometry.n_layers or set(counts) == set(range(len(found)))):
+        return
     for position, (layer, number) in enumerate(found):
         if repeated and counts[number] > 1:
             yield _repeated(layer, number, counts[number])

@@ -37,6 +37,23 @@ def refused(subject: Subject, name: str, stored: tuple[int, ...], built: tuple[i
     )
 
 
+def absent(subject: Subject, what: str) -> str:
+    """What loading says when the class builds ``what`` and the file does not hold it."""
+    if subject.container is Container.STATE_DICT:
+        return f"load_state_dict raises: Missing key(s) in state_dict ({what}); with strict=False they stay random"
+    return (
+        f"from_pretrained reports {what} as MISSING (newly initialized) and runs with random weights there, "
+        "without an error"
+    )
+
+
+def left_over(subject: Subject, what: str) -> str:
+    """What loading says when the file holds ``what`` and the class has no place for it."""
+    if subject.container is Container.STATE_DICT:
+        return f"load_state_dict raises: Unexpected key(s) in state_dict ({what}); with strict=False they are dropped"
+    return f"from_pretrained reports {what} as UNEXPECTED and drops it, without an error"
+
+
 def once_saved(subject: Subject, text: str) -> str:
     """``text``, and for a whole-module pickle when that happens: once it is saved as a folder."""
     if subject.container is Container.MODULE:
@@ -66,8 +83,3 @@ def ranges(numbers: Iterable[int], most: int = 12) -> str:
             runs.append([number, number])
     shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:most]]
     return ", ".join(shown) + (f" and {len(runs) - most} more" if len(runs) > most else "")
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 layer``, ``2 layers``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

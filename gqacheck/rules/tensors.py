@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from gqacheck.checkpoint import Container
 from gqacheck.geometry.facts import Layer, Norm, Projection, Subject
-from gqacheck.rules.blocks import blocks, inside
-from gqacheck.rules.predict import BROADCAST, refused
+from gqacheck.rules.blocks import EXPERTS_ALIKE, blocks, inside
+from gqacheck.rules.lost import lost_tensors
+from gqacheck.rules.predict import BROADCAST, absent, left_over, ranges, refused
 from gqacheck.rules.rule import Quantity, Severity, Violation
 from gqacheck.text import printable, printable_list
 
@@ -111,7 +112,7 @@ def missing_tensor(subject: Subject) -> Iterator[Violation]:
         Save all of the model's state dict; keep the spelling of the stock class.
 
     Known misses
-        Biases (GQA108). Packed weights are skipped.
+        Biases (GQA108). Packed weights are skipped. What lies in a shard that is missing is GQA014's.
 
     Source
         Loading report of transformers 5.23, measured; the families' names as its classes write them.
@@ -122,24 +123,39 @@ def missing_tensor(subject: Subject) -> Iterator[Violation]:
 
 def _missing(subject: Subject) -> Iterator[Violation]:
     paths = {layer.index: f"{layer.path}." for layer in subject.geometry.layers}
-    if subject.container is Container.MODULE:
-        consequence = "the forward pass needs it and raises, if it was not replaced by something else on purpose"
-    else:
-        consequence = (
-            "from_pretrained reports it as MISSING (newly initialized) and runs with random numbers in its place"
-        )
+    groups: dict[tuple[int | None, str], list[str]] = {}
+    lost = lost_tensors(subject)
     for name, index in subject.geometry.missing:
+        if name in lost:
+            continue
         short = name.removeprefix(paths.get(index, "")) if index is not None else name
+        groups.setdefault((index, _pattern(short)), []).append(name)
+    for (index, pattern), names in groups.items():
+        short = names[0].removeprefix(paths.get(index, "")) if index is not None else names[0]
+        what = printable(short if len(names) == 1 else pattern, 120)
+        which = "" if len(names) == 1 else f" for N = {ranges(_numbers(names), 6)}"
+        if subject.container is Container.MODULE:
+            consequence = "the forward pass needs it and raises, if nothing else was put in its place on purpose"
+        elif ".experts." in pattern and subject.container is Container.FOLDER:
+            consequence = EXPERTS_ALIKE
+        else:
+            consequence = absent(subject, what)
         yield Violation(
-            message=f"{printable(short, 120)} is not stored, and the {subject.geometry.family.name} family needs it",
+            message=f"{what} is not stored{which}, and the {subject.geometry.family.name} family needs it",
             layer=index,
-            tensors=(name,),
-            expected=Quantity(1, "tensors"),
+            tensors=tuple(names[:_MOST_TENSORS]),
+            expected=Quantity(len(names), "tensors"),
             actual=Quantity(0, "tensors"),
             source="tensor names",
             consequence=consequence,
             fix="save the model's whole state dict, or restore this tensor from the parent",
         )
+
+
+def _numbers(names: list[str]) -> list[int]:
+    """The last number in each name: of experts, which one."""
+    found = ([part for part in name.split(".") if part.isdecimal() and len(part) <= 6] for name in names)
+    return [int(numbers[-1]) for numbers in found if numbers]
 
 
 def _unknown(subject: Subject) -> Iterator[Violation]:
@@ -166,14 +182,14 @@ def _unknown_violation(subject: Subject, what: str, names: list[str]) -> Violati
         source="tensor names",
         consequence="it is used only by the classes that were pickled; no stock class loads it"
         if subject.container is Container.MODULE
-        else "from_pretrained reports it as UNEXPECTED and drops it, without an error",
+        else left_over(subject, "them"),
         fix="rename it to what the class expects, or remove it if nothing needs it",
         severity=Severity.WARNING,
     )
 
 
 def _pattern(name: str) -> str:
-    return ".".join("N" if part.isdigit() else part for part in name.split("."))
+    return ".".join("N" if part.isdecimal() else part for part in name.split("."))
 
 
 def mixed_dtype(subject: Subject) -> Iterator[Violation]:

@@ -6,15 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gqacheck.checkpoint import Container, Plain
-from gqacheck.geometry.config import LAYER_LISTS, config_layer_value, has_layer_list
+from gqacheck.geometry.config import LAYER_LISTS, config_layer_value, config_number, has_layer_list
 from gqacheck.geometry.facts import Layer, Subject
-from gqacheck.rules.blocks import inside
+from gqacheck.rules.blocks import EXPERTS_ALIKE, blocks, inside, weight_refused
+from gqacheck.rules.built import built_head_dim, built_heads, built_width
 from gqacheck.rules.config import trusted_head_dim
-from gqacheck.rules.predict import RANDOM, counted, refused
+from gqacheck.rules.heads import counted
+from gqacheck.rules.predict import RANDOM, refused
 from gqacheck.rules.rule import Quantity, Severity, Violation
 from gqacheck.rules.spelling import config_name
 
 _MOST_SHAPES = 4
+_OWN_SIZES = (
+    "num_query_heads",
+    "ffn_multipliers",
+    "block_configs",
+    "num_attention_heads_per_layer",
+    "per_layer_config",
+)
+"""Config keys by which families that are made of unequal layers say so (OpenELM, Nemotron-NAS, Laguna, Gemma 4)."""
 _Shape = tuple[object, ...]
 
 
@@ -48,7 +58,7 @@ def non_uniform(subject: Subject) -> Iterator[Violation]:
     Source
         LLM-Pruner's block-wise mode and per_layer_config of transformers 5.23, both tried out.
     """
-    found = list(_odd_layers(subject.geometry.layers))
+    found = list(_odd_layers(subject))
     if not found or _described(subject):
         return
     shapes = Counter(_describe(layer) for layer in subject.geometry.layers)
@@ -58,7 +68,7 @@ def non_uniform(subject: Subject) -> Iterator[Violation]:
     message = f"the layers come in {len(shapes)} shapes: {', '.join(listed)}{more}"
     if unread:
         message += f"; {config_name(subject)} lists them under {LAYER_LISTS}, but names no auto_map to read that"
-    consequence = _consequence(subject, found)
+    consequence = _consequence(subject)
     for layer in found:
         yield Violation(
             message=message,
@@ -85,46 +95,66 @@ def _fix(subject: Subject) -> str:
     return f"{load}; for stock loaders cut all layers alike, or list the sizes under {LAYER_LISTS} with an auto_map"
 
 
-def _consequence(subject: Subject, odd: Sequence[Layer]) -> str:
+def _consequence(subject: Subject) -> str:
     if subject.container is Container.MODULE:
         return (
             "the pickle runs from its modules; saved with save_pretrained it can no longer be loaded by the stock class"
         )
-    for layer in odd:
+    for layer in subject.geometry.layers:
         text = _refusal(subject, layer)
         if text is not None:
             return text
-    return f"the stock class builds all layers alike, so loading reports size mismatches and raises; {RANDOM}"
+    text = "the stock class builds all layers alike, so loading reports size mismatches and raises"
+    return text if subject.container is Container.STATE_DICT else f"{text}; {RANDOM}"
 
 
 def _refusal(subject: Subject, layer: Layer) -> str | None:
     """The error of the first weight of ``layer`` that is not as the config's numbers make it."""
-    config, attention = subject.geometry.config, layer.attention
-    q, unit = attention.q, attention.q_unit
-    heads = config_layer_value(config, "num_attention_heads", layer.index)
-    if q is not None and not q.derived and unit and heads and heads > 0 and heads * unit != q.rows:
-        return refused(subject, inside(layer, q.tensor), (q.rows, q.columns), (heads * unit, q.columns))
-    up, width = layer.mlp.up, config_layer_value(config, "intermediate_size", layer.index)
-    if up is not None and not up.derived and width and width > 0 and width != up.rows:
-        return refused(subject, inside(layer, up.tensor), (up.rows, up.columns), (width, up.columns))
+    attention = layer.attention
+    q, head_dim = attention.q, built_head_dim(subject)
+    heads = built_heads(subject, "num_attention_heads", layer.index)
+    if q is not None and not q.derived and heads and head_dim:
+        rows = heads * head_dim * (2 if subject.geometry.family.gated_q else 1)
+        if rows != q.rows:
+            return refused(subject, inside(layer, q.tensor), (q.rows, q.columns), (rows, q.columns))
+    for block in blocks(layer.mlp):
+        width = built_width(subject, block, layer.index)
+        if block.up is None or width in (None, block.up.rows):
+            continue
+        if isinstance(block.expert, int) and subject.container is Container.FOLDER:
+            return EXPERTS_ALIKE
+        return weight_refused(subject, layer, block, block.up, rows=width)
     return None
 
 
-def _odd_layers(layers: Sequence[Layer]) -> Iterator[Layer]:
-    """The layers that differ from the commonest shape of their own kind."""
+def _odd_layers(subject: Subject) -> Iterator[Layer]:
+    """The layers that differ from what the config says, or, if none is as it says, from most of their kind."""
+    layers = subject.geometry.layers
     odd: set[int] = set()
     for shape_of in (_attention_shape, _known_head_dim, _dense_shape, _expert_shape):
-        odd |= _minority(layers, shape_of)
+        odd |= _outsiders(subject, layers, shape_of)
     return (layer for layer in layers if layer.index in odd)
 
 
-def _minority(layers: Sequence[Layer], shape_of: Callable[[Layer], _Shape | None]) -> set[int]:
-    shapes = [(layer.index, shape) for layer in layers if (shape := shape_of(layer)) is not None]
+def _outsiders(subject: Subject, layers: Sequence[Layer], shape_of: Callable[[Layer], _Shape | None]) -> set[int]:
+    shapes = [(layer, shape) for layer in layers if (shape := shape_of(layer)) is not None]
     counts = Counter(shape for _, shape in shapes)
     if len(counts) <= 1:
         return set()
-    usual = counts.most_common(1)[0][0]
-    return {index for index, shape in shapes if shape != usual}
+    as_configured = Counter(shape for layer, shape in shapes if _as_configured(subject, layer))
+    usual = (as_configured or counts).most_common(1)[0][0]
+    return {layer.index for layer, shape in shapes if shape != usual}
+
+
+def _as_configured(subject: Subject, layer: Layer) -> bool:
+    """Whether the layer has the heads and the width that the config's numbers (not its lists) say."""
+    attention, config = layer.attention, subject.geometry.config
+    stated = config_number(config, "num_attention_heads"), config_number(config, "num_key_value_heads")
+    if attention.kind == "full" and None not in stated and (attention.n_q_heads, attention.n_kv_heads) != stated:
+        return False
+    first = next(blocks(layer.mlp), None)
+    width = built_width(subject, first, layer.index) if first is not None else None
+    return width is None or first is None or first.up is None or first.up.rows == width
 
 
 def _attention_shape(layer: Layer) -> _Shape | None:
@@ -215,6 +245,8 @@ def _lists_match(subject: Subject) -> bool:
 def _own_lists_explain(subject: Subject) -> bool:
     """Whether an unknown family's own per-layer lists tell which layer has which shape (Gemma 4's layer_types)."""
     layers, config = subject.geometry.layers, subject.geometry.config
+    if any(isinstance(config.get(key), tuple | list | Mapping) for key in _OWN_SIZES):
+        return True
     rows = [value for value in config.values() if isinstance(value, tuple | list) and len(value) == len(layers)]
     kinds: dict[tuple[str, ...], set[_Shape]] = {}
     for position, layer in enumerate(layers):

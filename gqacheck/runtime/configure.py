@@ -37,6 +37,7 @@ _BOOKKEEPING = frozenset(
         "sep_token_id",
     )
 )  # fmt: skip
+_MAX_LAYERS = 10_000
 _PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts")
 _QUERY_HEADS = ("num_attention_heads",)
@@ -189,11 +190,11 @@ def _per_layer(geometry: Geometry, cls: type[Any], values: dict[str, Any]) -> di
     full = values | {"num_hidden_layers": whole}
     for key in _PER_LAYER_LISTS:
         entries = full.get(key)
-        if entries is None and key in keys and whole != n:
+        if entries is None and key in keys and whole != n and whole <= _MAX_LAYERS:
             entries = _derived_list(cls, full, key)  # classes derive it from the *original* number of layers
         if isinstance(entries, list) and key not in changed:
             changed[key] = _select(key, entries, kept, geometry)
-    changed["num_hidden_layers"] = values["num_hidden_layers"] = n
+    changed["num_hidden_layers"] = n
     return changed
 
 
@@ -295,4 +296,6 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # strict config classes say "Validation error for field …:" first and the reason below
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines[0] if lines else type(error).__name__)
+    if isinstance(error, KeyError):
+        text = f"unknown name {text}"
     return text.rstrip(".")[:200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,14 @@ _EXPERT = re.compile(
     r"^(?P<block>.*\bexperts)\.(?P<index>\d+)\.(?P<part>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$"
 )
 _PARTS = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+# Names on disk and in older pickles -> live names of transformers 5.
+_RENAMED = (
+    ("block_sparse_moe.", "mlp."),
+    ("block_sparse_moe.gate.", "mlp.router."),  # PhiMoE
+    ("block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"),  # GraniteMoE
+    ("block_sparse_moe.input_linear.weight", "block_sparse_moe.experts.gate_up_proj"),
+    ("block_sparse_moe.output_linear.weight", "block_sparse_moe.experts.down_proj"),
+)
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
 
 
@@ -63,14 +72,20 @@ class Source:
 
 
 def live_sources(
-    checkpoint: Checkpoint, geometry: Geometry, *, backbone: str, layers: str, embedding: str, lm_head: str
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    live: Container[str],
+    *,
+    layers: str,
+    embedding: str,
+    lm_head: str,
 ) -> dict[str, Source]:
-    """Live name -> what it is made of. ``backbone`` and ``layers`` are live paths, the others live module names.
+    """Live name -> what it is made of. ``live``: names of the model's tensors; ``layers`` and the rest: live paths.
 
     Raises:
         CannotRun: two stored tensors are the same live one, or the experts of a layer do not stack.
     """
-    names = _LiveNames(geometry, backbone=backbone, layers=layers, embedding=embedding, lm_head=lm_head)
+    names = _LiveNames(geometry, live, layers=layers, embedding=embedding, lm_head=lm_head)
     sources: dict[str, Source] = {}
     experts: dict[tuple[str, int], dict[str, TensorInfo]] = defaultdict(dict)
     for stored, info in checkpoint.tensors.items():
@@ -83,19 +98,20 @@ def live_sources(
         else:
             sources[name] = Source((info,))
     for block, entries in _by_block(experts).items():
-        sources |= _stack(block, entries)
+        sources |= {names.known(name): source for name, source in _stack(block, entries).items()}
     return sources
 
 
 class _LiveNames:
     """Stored names as the live model calls them."""
 
-    def __init__(self, geometry: Geometry, *, backbone: str, layers: str, embedding: str, lm_head: str) -> None:
+    def __init__(self, geometry: Geometry, live: Container[str], *, layers: str, embedding: str, lm_head: str) -> None:
+        self._live = live
         # paths keep their wrapper parts, so they are compared after those are taken out
         self._layers = {_plain(layer.path) + ".": f"{layers}.{n}." for n, layer in enumerate(geometry.layers)}
         self._stored_layers = _plain(geometry.layers_path) + "."
         self._stored_backbone = self._stored_layers[:-1].rpartition(".")[0]
-        self._backbone = backbone
+        self._backbone = layers.rpartition(".")[0]
         self._exact: dict[str, str] = {}
         if geometry.embedding is not None:
             self._exact[_plain(geometry.embedding.tensor)] = f"{embedding}.weight"
@@ -115,10 +131,20 @@ class _LiveNames:
             live = self._layers.get(f"{self._stored_layers}{index}.")
             if live is not None:
                 rest = name[len(self._stored_layers) + len(index) + 1 :]
-                return live + rest.replace("block_sparse_moe.", "mlp.")
+                return self.known(live + rest)
             return name
         prefix = f"{self._stored_backbone}." if self._stored_backbone else ""
         return f"{self._backbone}.{name[len(prefix) :]}" if name.startswith(prefix) else name
+
+    def known(self, name: str) -> str:
+        """``name``, or what this transformers calls it; ``name`` when it is called nothing."""
+        if name in self._live:
+            return name
+        for old, new in _RENAMED:
+            candidate = name.replace(old, new)
+            if candidate != name and candidate in self._live:
+                return candidate
+        return name
 
 
 def _plain(name: str) -> str:

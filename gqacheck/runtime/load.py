@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from gqacheck.runtime.run import check_device, choose_dtype, require_run_extra
@@ -21,9 +22,9 @@ def load_model(
     """The checkpoint as (model, tokenizer): the stock transformers class at the sizes that are stored.
 
     Works where ``from_pretrained`` cannot (layers of different shape, 4.x whole-module pickles under transformers 5)
-    and runs no code of the file. The tokenizer is None when the checkpoint has none. dtype: None is the file's own on a
-    GPU and float32 on a CPU; ``auto`` is the file's own everywhere. device_map: as in ``accelerate`` (``"auto"``);
-    ``device`` is then where the weights are read first::
+    and runs no code of the file. The tokenizer is None when the checkpoint has none (with a warning when it has one
+    that cannot be used). dtype: None is the file's own on a GPU and float32 on a CPU; ``auto`` is the file's own
+    everywhere. device_map: as in ``accelerate`` (``"auto"``), in place of ``device``::
 
         >>> model, tokenizer = load_model("pytorch_model.bin")
         >>> tokenizer.decode(model.generate(**tokenizer("The model", return_tensors="pt"))[0])
@@ -39,7 +40,7 @@ def load_model(
     from gqacheck.geometry.measure import measure
     from gqacheck.runtime.quiet import quiet_and_offline
     from gqacheck.runtime.rebuild import rebuild
-    from gqacheck.runtime.tokenizer import open_tokenizer
+    from gqacheck.runtime.tokenizer import MissingTokenizer, open_tokenizer
 
     where = check_device("cpu" if device_map is not None else device)
     checkpoint = open_checkpoint(os.fspath(path), config=None if config is None else os.fspath(config))
@@ -47,7 +48,10 @@ def load_model(
     wanted = choose_dtype(checkpoint, dtype, "cuda" if device_map is not None else where)
     found = None
     if tokenizer is not None or checkpoint.tokenizer is not None:
-        found = open_tokenizer(checkpoint, None if tokenizer is None else os.fspath(tokenizer))
+        try:
+            found = open_tokenizer(checkpoint, None if tokenizer is None else os.fspath(tokenizer))
+        except MissingTokenizer as error:  # the model is worth having without it
+            warnings.warn(f"load_model: {error}".replace("--tokenizer", "tokenizer="), stacklevel=2)
     with quiet_and_offline():
         model = rebuild(checkpoint, geometry, dtype=wanted, device=where).model
         _adopt_generation_config(model, checkpoint.generation_config)

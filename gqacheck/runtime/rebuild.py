@@ -52,7 +52,7 @@ def rebuild(
     sources = live_sources(
         checkpoint,
         geometry,
-        backbone=model.base_model_prefix,
+        model.state_dict().keys() | dict(model.named_buffers()).keys(),
         layers=path,
         embedding=_path_of(model, model.get_input_embeddings()),
         lm_head=_path_of(model, model.get_output_embeddings()),
@@ -165,6 +165,12 @@ class _Loader:
             and source.parts[0].kind != "buffer"
             and not name.endswith(_LEFTOVERS)
         )
+        adapters = [name for name in unused if "lora_" in name]
+        if adapters:
+            count = _count(adapters, "adapter tensor is", "adapter tensors are")
+            return [
+                f"{count} stored unmerged and not run: what follows is the base model ({_some(adapters, verb=False)})"
+            ]
         if not unused:
             return []
         return [f"{_count(unused, 'stored tensor', 'stored tensors')} not used: {_some(unused, verb=False)}"]
@@ -208,7 +214,8 @@ def _compare_buffers(model: Any, sources: dict[str, Source]) -> list[str]:
     """Sentences on stored buffers that differ from the ones computed anew."""
     found: dict[str, str] = {}
     live = dict(model.named_buffers())
-    shared = live.get(f"{model.base_model_prefix}.rotary_emb.inv_freq")
+    rotary = [buffer for name, buffer in live.items() if name.endswith("rotary_emb.inv_freq")]
+    shared = rotary[0] if len(rotary) == 1 else None
     with WeightReader() as reader:
         for name, source in sources.items():
             info = source.parts[0]

@@ -75,7 +75,6 @@ def run_model(
             encoder = make_encoder(open_tokenizer(checkpoint, tokenizer))
             rebuilt = rebuild(checkpoint, geometry, dtype=wanted, device=where, progress=progress)
             notes = rebuilt.notes
-            wanted = next(rebuilt.model.parameters()).dtype
             for text in texts:
                 found.append(
                     measure_perplexity(
@@ -106,7 +105,7 @@ def run_model(
         logits_seen=tally.logits,
         notes=notes,
         device=where,
-        dtype=str(wanted).removeprefix("torch.") if wanted is not None else "float32",
+        dtype=str(wanted).removeprefix("torch."),
         seconds=time.perf_counter() - started,
     )
 
@@ -154,8 +153,8 @@ def check_device(device: str | None) -> str:
     return name
 
 
-def choose_dtype(checkpoint: Checkpoint, asked: str | None, device: str) -> torch.dtype | None:
-    """The dtype to compute in; None keeps every weight as stored.
+def choose_dtype(checkpoint: Checkpoint, asked: str | None, device: str) -> torch.dtype:
+    """The dtype to compute in; the file's own is that of most of its weights, float32 when they are 8 bits wide.
 
     Raises:
         UsageError: ``asked`` is no dtype to compute in.

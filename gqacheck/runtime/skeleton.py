@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,9 @@ _SELF_CONTAINED = frozenset(
         "gpt_oss",
     )
 )  # fmt: skip
+
+
+_MAX_REAL_ELEMENTS = 1 << 26
 
 
 class LayerConfig:
@@ -51,7 +55,15 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        elif func in (torch.ones, torch.zeros, torch.arange) and _elements(args) > _MAX_REAL_ELEMENTS:
+            # norms, routers and buffers are small; a config that asks for more is wrong or hostile
+            raise ValueError(f"the config asks for {func.__name__} of {_elements(args)} elements")
         return func(*args, **kwargs)
+
+
+def _elements(args: Any) -> int:
+    sizes = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
+    return math.prod(max(abs(int(size)), 1) for size in sizes if isinstance(size, int | float))
 
 
 def build_skeleton(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Any, list[str]]:
@@ -72,7 +84,7 @@ def build_skeleton(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Any, lis
         if not _right_head_dim(model, geometry):
             continue
         for position, layer in enumerate(geometry.layers):
-            _fit_layer(live_layers(model, geometry)[1][position], layer, position, config, heads)
+            _fit_layer(live_layers(model, geometry)[1][position], layer, config, heads)
         settle_config(config, geometry)
         return model, notes
     if failure is None:
@@ -88,10 +100,10 @@ def live_layers(model: Any, geometry: Geometry) -> tuple[str, nn.ModuleList]:
     Raises:
         CannotRun: it has no such list.
     """
-    prefix = model.base_model_prefix
-    for name, child in getattr(model, prefix, model).named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == geometry.n_layers:
-            return f"{prefix}.{name}", child
+    # base_model_prefix is not always where the backbone is (Llama-4), so the list is looked for from the top
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == geometry.n_layers:
+            return path, module
     raise CannotRun(f"{type(model).__name__} has no list of {geometry.n_layers} decoder layers")
 
 
@@ -208,10 +220,7 @@ def _block(live: nn.Module, layer: Layer, path: str) -> Any:
     return found
 
 
-def _fit_layer(live: Any, layer: Layer, position: int, config: Any, built: tuple[int, int]) -> None:
-    for module in live.modules():
-        if hasattr(module, "layer_idx"):
-            module.layer_idx = position
+def _fit_layer(live: Any, layer: Layer, config: Any, built: tuple[int, int]) -> None:
     width = layer.mlp.intermediate_size
     mlp = getattr(live, "mlp", None)
     if width is not None:

@@ -112,6 +112,16 @@ def test_load_model_of_what_cannot_be_loaded_raises_one_sentence(tmp_path):
         gqacheck.load_model(tmp_path / "state.bin", dtype="int4")
 
 
+def test_load_model_with_a_tokenizer_that_cannot_be_used_warns_and_gives_the_model(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Nonsense"}}')
+    with pytest.warns(UserWarning, match="name one with tokenizer="):
+        model, tokenizer = gqacheck.load_model(tmp_path)
+    assert tokenizer is None
+    assert model.config.num_hidden_layers == 4
+
+
 def test_load_model_with_a_config_given_reads_a_bare_state_dict(tmp_path):
     model = tiny_model("qwen3")
     cut_layers(model)

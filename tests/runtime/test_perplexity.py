@@ -31,7 +31,7 @@ def llama():
     return tiny_model("llama")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "cohere2", "granitemoe", "phi"])
 def test_chunked_losses_are_the_models_own_loss(name, monkeypatch):
     monkeypatch.setattr(perplexity, "chunk_rows", lambda vocab: 7)
     model, ids = tiny_model(name), tiny_ids(24)
@@ -46,6 +46,16 @@ def test_chunked_losses_are_the_models_own_loss(name, monkeypatch):
     assert torch.allclose(ours.double(), exact, atol=1e-5, rtol=1e-5)
     assert ours.mean().item() == pytest.approx(own.item(), rel=1e-5)
     assert (tally.logits, tally.non_finite) == (logits.numel(), 0)
+
+
+def test_backbone_that_is_not_found_is_scored_through_the_models_own_forward():
+    model = tiny_model("llama4")
+    encoder = make_encoder(tiny_tokenizer())
+    found = measure_perplexity(model, encoder, corpus_of(prose(9)), tally=Tally())
+    with torch.inference_mode():
+        ids = torch.tensor([[1, *encoder.encode(prose(9))]])
+        own = model(input_ids=ids, labels=ids).loss.item()
+    assert math.log(found.value) == pytest.approx(own, rel=1e-5)
 
 
 def test_head_that_does_more_than_we_know_of_is_scored_through_the_models_own_forward(llama):
@@ -155,17 +165,19 @@ def test_standard_error_of_one_window_is_unknown():
     assert perplexity._standard_error([Window(0, (1, 2, 3))], [4.0], 1) is None
 
 
-def test_non_finite_logits_are_counted_and_the_value_is_nan():
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_non_finite_logits_are_counted(value):
     model = tiny_model("llama")
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(320))
     with torch.no_grad():
-        model.lm_head.weight[7] = float("nan")
-        model.lm_head.weight[9] = float("inf")
+        model.lm_head.bias[[7, 319]] = float(value)
     tally = Tally()
     found = measure_perplexity(model, make_encoder(tiny_tokenizer()), corpus_of(prose(20)), tally=tally)
-    assert math.isnan(found.value)
-    assert found.stderr is None
     assert tally.non_finite == 2 * found.tokens
     assert tally.logits == found.vocab_size * found.tokens
+    if value != "-inf":  # a token that is never the target can have probability zero
+        assert math.isnan(found.value)
+        assert found.stderr is None
 
 
 def test_large_finite_logits_are_not_called_non_finite():
@@ -184,6 +196,9 @@ def test_text_that_is_too_short_and_ids_beyond_the_vocabulary_are_told(llama):
     beyond = TextEncoder(SimpleNamespace(encode=lambda text, add_special_tokens: [400] * 40), (), "")
     from gqacheck.runtime.configure import CannotRun
 
+    edge = TextEncoder(SimpleNamespace(encode=lambda text, add_special_tokens: [5] * 39 + [320]), (), "")
+    with pytest.raises(CannotRun, match="ids up to 320 but the embedding has 320 rows"):
+        measure_perplexity(llama, edge, corpus_of("x"), tally=Tally())
     with pytest.raises(CannotRun, match="ids up to 400 but the embedding has 320 rows") as caught:
         measure_perplexity(llama, beyond, corpus_of("x"), tally=Tally())
     assert caught.value.stage == "tokenizer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import CASES, logits_of, tiny_ids, tiny_model
+from tiny_models import CASES, CASES_BEYOND, logits_of, tiny_ids, tiny_model
 from tiny_surgery import cut_attention, cut_layers, cut_mlp
 
 
@@ -25,6 +25,16 @@ def test_rebuild_of_a_whole_module_gives_the_same_logits(name, tmp_path, rebuild
     assert type(rebuilt.model) is type(model)
     assert difference(rebuilt.model, reference) == 0.0
     assert rebuilt.notes == ()
+
+
+@pytest.mark.parametrize("name", CASES_BEYOND)
+def test_rebuild_of_a_family_beyond_gives_the_same_logits(name, tmp_path, rebuild_file):
+    model = tiny_model(name)
+    reference = logits_of(model, tiny_ids())
+    torch.save({"model": model, "tokenizer": None}, tmp_path / "pytorch_model.bin")
+    model.save_pretrained(tmp_path / "folder")
+    assert difference(rebuild_file(tmp_path / "pytorch_model.bin").model, reference) == 0.0
+    assert difference(rebuild_file(tmp_path / "folder").model, reference) == 0.0
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -148,6 +148,46 @@ def test_rebuild_with_rope_settings_lost_from_the_config_tells_the_difference(tm
     assert any("inv_freq in the file differs by up to" in note for note in rebuilt.notes)
 
 
+@pytest.mark.parametrize("name", ["qwen2_sliding", "gemma2", "gpt_oss"])
+def test_rebuild_with_layers_dropped_derives_layer_types_from_the_original_count(name, tmp_path, rebuild_file):
+    settings = {"layer_types": None} if name == "gpt_oss" else {}
+    model = tiny_model(name, **settings)
+    kept = [1, 2, 3]
+    model.config.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, layer_types="absent")  # written before 4.53: the class derives them
+    drop_layers(model, kept)
+    state = {}
+    for key, value in model.state_dict().items():
+        parts = key.split(".")
+        if parts[1] == "layers":
+            parts[2] = str(kept[int(parts[2])])
+        state[".".join(parts)] = value
+    torch.save(state, tmp_path / "state.bin")
+    rebuilt = rebuild_file(tmp_path / "state.bin", tmp_path / "config.json").model
+    assert rebuilt.config.layer_types == model.config.layer_types
+    assert difference(rebuilt, logits_of(model, tiny_ids())) == 0.0
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "gemma2"])
+def test_rebuild_takes_head_dim_from_the_modules_where_the_config_implies_another(name, tmp_path, rebuild_file):
+    model = tiny_model(name, head_dim=8)
+    for layer in model.model.layers:
+        cut_attention(layer.self_attn, (0, 1, 2, 3), (0, 2))
+    reference = logits_of(model, tiny_ids())
+    vars(model.config).pop("head_dim")
+    model.config.num_attention_heads, model.config.num_key_value_heads = 8, 2  # 96 // 8 = 12
+    rebuilt = rebuild_file(save(model, tmp_path / "m.bin")).model
+    assert rebuilt.model.layers[0].self_attn.head_dim == 8
+    assert difference(rebuilt, reference) == 0.0
+
+
+def test_rebuild_with_a_pad_token_outside_the_vocabulary_gives_the_same_logits(tmp_path, rebuild_file):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, pad_token_id=32000)
+    assert difference(rebuild_file(tmp_path).model, logits_of(model, tiny_ids())) == 0.0
+
+
 def old_rope(name):
     return {
         "linear": ({"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}, 5000.0),
@@ -210,6 +250,97 @@ def test_rebuild_of_more_heads_than_divide_hidden_gives_the_same_logits(tmp_path
     assert difference(rebuilt, logits_of(model, tiny_ids())) == 0.0
 
 
+def test_rebuild_finds_a_config_for_head_counts_that_nothing_near_divides(tmp_path, rebuild_file):
+    model = tiny_model("mistral", hidden_size=100, head_dim=16)  # 100 % 12 and 100 % (100 // 16) are not 0
+    model.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, model_type="llama", architectures=["LlamaForCausalLM"], sliding_window="absent")
+    model.config.sliding_window = None
+    rebuilt = rebuild_file(tmp_path).model
+    assert type(rebuilt).__name__ == "LlamaForCausalLM"
+    assert difference(rebuilt, logits_of(model, tiny_ids())) == 0.0
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma3"])
+def test_rebuild_of_a_half_precision_folder_keeps_its_buffers_exact(name, tmp_path, rebuild_file):
+    model = tiny_model(name)
+    copy.deepcopy(model).half().save_pretrained(tmp_path)  # config.json says dtype float16
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
+    assert difference(rebuild_file(tmp_path).model, logits_of(model, tiny_ids())) == 0.0
+
+
+@pytest.mark.parametrize(
+    "leftover",
+    [
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"per_layer_config": {"1": {"num_attention_heads": 8}}},
+        {"torchscript": True, "output_attentions": True, "output_hidden_states": True, "return_dict": False},
+        {"_attn_implementation": "flash_attention_2", "_commit_hash": "x", "_flash_attn_2_enabled": True},
+        {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "nonsense"},
+        {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+        {"is_decoder": False, "add_cross_attention": True, "gqacheck_layers": {"intermediate_size": [1]}},
+    ],
+    ids=lambda leftover: next(iter(leftover)),
+)
+def test_rebuild_does_not_mind_what_is_left_in_the_config(leftover, tmp_path, rebuild_file):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, **leftover)
+    assert difference(rebuild_file(tmp_path).model, logits_of(model, tiny_ids())) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "hostile"),
+    [
+        ("qwen2_sliding", {"num_hidden_layers": 10**9, "layer_types": "absent"}),
+        ("stablelm_qk_norm", {"num_attention_heads": 10**9, "num_key_value_heads": 10**9}),
+        ("olmo2", {"num_attention_heads": 10**10, "num_key_value_heads": 1}),
+        ("glm4", {"rope_parameters": "absent", "partial_rotary_factor": 1e10}),
+        ("qwen3_next", {"linear_num_value_heads": 10**11}),
+        ("llama", {"intermediate_size": 10**30}),
+        ("llama", {"rope_parameters": {"rope_type": "llama3"}}),
+        ("llama", {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1e4}}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1], "long_factor": 2}},
+        ),
+        ("llama", {"hidden_act": "../../etc/passwd"}),
+        ("mixtral", {"num_experts_per_tok": 99}),
+        ("llama", {"num_attention_heads": 0, "num_key_value_heads": -3}),
+        ("llama", {"max_position_embeddings": -1}),
+    ],
+)
+def test_rebuild_with_a_hostile_config_runs_or_says_one_sentence_soon(name, hostile, tmp_path, rebuild_file):
+    import time
+
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    rewrite_config(tmp_path, **hostile)
+    started = time.perf_counter()
+    said = ""
+    try:
+        rebuild_file(tmp_path)
+    except (CannotRun, ReadError) as error:
+        said = str(error)
+    assert "\n" not in said
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "hostile"),
+    [
+        ("glm4", {"rope_parameters": "absent", "partial_rotary_factor": 1e10}),
+        ("qwen3_next", {"linear_num_value_heads": 10**10}),
+    ],
+)
+def test_rebuild_with_a_config_that_asks_for_huge_buffers_allocates_none(name, hostile, tmp_path, rebuild_file):
+    tiny_model(name).save_pretrained(tmp_path)
+    rewrite_config(tmp_path, **hostile)
+    with pytest.raises(CannotRun, match="the config asks for"):
+        rebuild_file(tmp_path)
+
+
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "base_model.model.module."]
 )
@@ -243,6 +374,20 @@ def test_rebuild_tells_stored_tensors_that_it_did_not_use(tmp_path, rebuild_file
     torch.save(model.state_dict() | {"value_head.weight": torch.zeros(1, 96)}, tmp_path / "state.bin")
     rebuilt = rebuild_file(tmp_path / "state.bin", tmp_path / "config.json")
     assert rebuilt.notes == ("1 stored tensor not used: value_head.weight",)
+
+
+def test_rebuild_with_unmerged_adapters_says_that_it_runs_the_base(tmp_path, rebuild_file):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("llama")
+    reference = logits_of(model, tiny_ids())
+    model.config.save_pretrained(tmp_path)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    for form, path in ((adapted, tmp_path / "module.bin"), (adapted.state_dict(), tmp_path / "state.bin")):
+        torch.save(form, path)
+        rebuilt = rebuild_file(path, tmp_path / "config.json")
+        assert difference(rebuilt.model, reference) == 0.0
+        assert any("16 adapter tensors are stored unmerged" in note for note in rebuilt.notes)
 
 
 @pytest.mark.parametrize(
@@ -368,8 +513,9 @@ def test_rebuild_of_quantised_weights_is_refused_in_one_sentence(tmp_path, rebui
     assert not caught.value.supported
 
 
-def test_rebuild_leaves_the_random_state_and_default_dtype_as_they_were(tmp_path, rebuild_file):
-    path = save(tiny_model("gemma3"), tmp_path / "m.bin")
+@pytest.mark.parametrize("name", ["qwen2_moe", "gemma3"])  # a router drawn at random, a buffer of the default dtype
+def test_rebuild_leaves_the_random_state_and_default_dtype_as_they_were(name, tmp_path, rebuild_file):
+    path = save(tiny_model(name), tmp_path / "m.bin")
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     torch.set_default_dtype(torch.float64)

@@ -127,9 +127,8 @@ def test_run_with_non_finite_weights_counts_the_logits(tmp_path, text_file):
     assert math.isnan(facts.perplexities[0].value)
 
 
-def test_run_of_a_family_without_a_stock_class_raises_instead_of_accusing(tmp_path, text_file):
+def test_run_of_what_is_not_supported_raises_before_it_asks_for_a_tokenizer(tmp_path, text_file):
     tiny_model("llama").save_pretrained(tmp_path / "q")
-    tiny_tokenizer().save_pretrained(tmp_path / "q")
     checkpoint = open_checkpoint(str(tmp_path / "q"))
     from dataclasses import replace
 
@@ -170,23 +169,35 @@ def test_run_asks_no_network_prints_nothing_and_restores_what_it_silenced(tmp_pa
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    before = (hub.HF_HUB_OFFLINE, hf_logging.get_verbosity(), logging.getLogger("transformers").level)
-    bars, filters = hf_logging.is_progress_bar_enabled(), list(warnings.filters)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    path = saved(tmp_path, "gpt_oss")  # whose rope settings transformers complains about
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_warning()
     hf_logging.enable_progress_bar()
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("transformers").addHandler(handler)
     try:
-        run(saved(tmp_path, "gpt_oss"), corpora=(text_file,))
+        before = (hub.HF_HUB_OFFLINE, logging.getLogger("transformers").level, list(warnings.filters))
+        capfd.readouterr()
+        noise = logging.getLogger("transformers.modeling_utils")
+        run(path, corpora=(text_file,), progress=lambda *step: noise.warning("step %s %d of %d", *step))
+        assert capfd.readouterr() == ("", "")
+        assert records == []
+        assert (hub.HF_HUB_OFFLINE, logging.getLogger("transformers").level, list(warnings.filters)) == before
         assert hf_logging.is_progress_bar_enabled()
     finally:
+        logging.getLogger("transformers").removeHandler(handler)
+        hf_logging.set_verbosity(verbosity)
         if not bars:
             hf_logging.disable_progress_bar()
-    assert (hub.HF_HUB_OFFLINE, hf_logging.get_verbosity(), logging.getLogger("transformers").level) == before
-    assert list(warnings.filters) == filters
-    assert capfd.readouterr() == ("", "")
 
 
 def test_run_leaves_the_random_state_and_the_threads_alone(tmp_path, text_file):
     path = saved(tmp_path)
     torch.manual_seed(11)
+    torch.set_num_threads(1)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     run(path, corpora=(text_file,), seed=3)
     assert torch.equal(before, torch.random.get_rng_state())

@@ -103,6 +103,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# Families beyond those that are promised: whole models only, no cuts by hand.
+CASES_BEYOND: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere2": ("cohere2", {"sliding_window": 8}),
+    "olmo": ("olmo", {}),
+    "olmo3": ("olmo3", {"sliding_window": 8}),
+    "olmoe": ("olmoe", {**_MOE, "intermediate_size": 64}),
+    "smollm3": ("smollm3", {}),
+    "phi": ("phi", {"qk_layernorm": True}),
+    "phimoe": ("phimoe", {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "granitemoe": ("granitemoe", {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "exaone4": ("exaone4", {}),
+    "seed_oss": ("seed_oss", {}),
+    "ernie4_5": ("ernie4_5", {}),
+    "hunyuan": ("hunyuan_v1_dense", {}),
+    "helium": ("helium", {}),
+    "arcee": ("arcee", {}),
+    "apertus": ("apertus", {}),
+    "glm4_moe": (
+        "glm4_moe",
+        {**_MOE, "n_routed_experts": 5, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    ),
+    "minimax_m2": ("minimax_m2", {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "llama4": ("llama4_text", {"num_local_experts": 5, "intermediate_size_mlp": 112}),
+}
 NO_HEAD_DIM_KEY = ("falcon", "stablelm")
 
 
@@ -110,7 +134,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
     """The config of one case, with ``changes`` on top."""
     from transformers import AutoConfig
 
-    model_type, settings = CASES[name]
+    model_type, settings = CASES.get(name) or CASES_BEYOND[name]
     values = {**_COMMON, **settings, **changes}
     if model_type in NO_HEAD_DIM_KEY:
         values.pop("head_dim")

@@ -19,9 +19,10 @@ import pytest
 from report_samples import HOSTILE, broken, healthy, report, unreadable
 
 from gqacheck.cli import main
-from gqacheck.errors import MissingDependency, ReadError, UsageError
+from gqacheck.errors import GqacheckError, MissingDependency, ReadError, UsageError
 from gqacheck.report.document import plain
 from gqacheck.report.explain import explain, rules_blocks, rules_json
+from gqacheck.report.output import Output, write_report
 from gqacheck.report.text import render_text
 from gqacheck.result import CheckpointReport
 from gqacheck.testing.sketch import sketch_llama
@@ -324,9 +325,25 @@ def test_main_on_output_named_twice_refuses() -> None:
 
 
 @pytest.mark.usefixtures("samples")
-def test_main_on_output_to_a_device_writes_through() -> None:
-    assert run("good.bin", "--output", "json=/dev/null")[0] == 0
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+def test_main_on_output_to_a_pipe_writes_through_and_leaves_it_a_pipe(tmp_path: Path) -> None:
+    """Never tried on a real device: a fault here would rename a file over it, and as root that succeeds."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert run("bad.bin", "--quiet", "--output", "text=pipe")[0] == 1
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+        assert b"GQA104" in os.read(reader, 1 << 16)
+    finally:
+        os.close(reader)
+
+
+def test_write_report_onto_what_became_a_pipe_meanwhile_refuses(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GqacheckError, match="is not a plain file any more"):
+        write_report(report(healthy()), Output("json", str(tmp_path / "pipe")))
+    assert os.listdir(tmp_path) == ["pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 @pytest.mark.usefixtures("samples")

@@ -25,7 +25,7 @@ from report_samples import (
     unreadable,
 )
 
-from gqacheck.geometry.facts import Attention, Mlp
+from gqacheck.geometry.facts import Attention, Mlp, SegmentLoss
 from gqacheck.report.document import Block, Grid, line, plain
 from gqacheck.report.table import layer_grid
 from gqacheck.report.terminal import render_terminal
@@ -228,7 +228,7 @@ def test_render_on_a_required_thing_that_was_not_checked_says_so_twice() -> None
     made = healthy(verdict=Verdict.ERROR, exit_code=3, notes=("--require pairing: not checked: because",))
     text = render_text(report(made))
     assert "COULD NOT CHECK  something that --require insists on was not checked" in text
-    assert "note  --require pairing: not checked: because" in text
+    assert "note     --require pairing: not checked: because" in text
 
 
 def test_render_on_many_messages_of_one_rule_bounds_them_and_names_the_other_layers() -> None:
@@ -248,10 +248,33 @@ def test_render_on_messages_with_different_fixes_keeps_each_fix_with_its_message
     assert "fix     mend b" in lines
 
 
+def test_render_on_messages_that_share_an_effect_says_it_once_and_each_fix_where_it_belongs() -> None:
+    two = (finding(message="a is 1", fix="mend a"), finding(message="b is 2", fix="mend b", layers=(5,)))
+    text = render_text(report(broken(findings=two)))
+    assert (text.count("effect  "), text.count("fix     ")) == (1, 2)
+
+
+def test_render_on_messages_of_the_same_layers_does_not_repeat_the_layers() -> None:
+    text = render_text(report(broken(findings=(finding(message="a is 1"), finding(message="b is 2")))))
+    assert "\n  a is 1\n  b is 2\n" in text
+
+
+def test_render_on_an_unreadable_file_with_a_hostile_name_says_it_once() -> None:
+    made = unreadable(path="e\x1bvil.bin", error="e\\x1bvil.bin: is empty")
+    assert render_text(report(made)) == "COULD NOT CHECK  e\\x1bvil.bin: is empty\n"
+
+
+def test_render_quiet_on_an_unmet_requirement_says_which() -> None:
+    made = healthy(verdict=Verdict.ERROR, exit_code=3, notes=("--require ppl: not checked: because",))
+    assert "; --require ppl: not checked: because\n" in plain(document(report(made), quiet=True))
+
+
 def test_render_on_skipped_rules_groups_them_by_reason() -> None:
     skipped = tuple(Skipped(f"GQA20{n}", "modules", "there are no modules") for n in range(1, 8))
     text = render_text(report(healthy(skipped=(*skipped, Skipped("GQA401", "config", "there is no config")))))
-    assert "not run GQA201-GQA207: there are no modules; not run GQA401: there is no config" in text
+    assert "skipped GQA201-GQA207: there are no modules; skipped GQA401: there is no config" in text
+    long = render_text(report(broken(skipped=(*skipped, Skipped("GQA401", "config", "there is no config")))))
+    assert "skipped  GQA201-GQA207: there are no modules\nskipped  GQA401: there is no config\n" in long
 
 
 def test_render_says_what_was_ignored_and_left_alone() -> None:
@@ -277,6 +300,13 @@ def test_render_on_a_perplexity_shows_value_error_segments_protocol_and_counts()
     text = render_text(report(healthy(runtime=runtime(perplexity(718107.3, stderr=1200.0)))))
     assert "perplexity 718,107 ± 1,200 on smoke (english 8.17, chinese 492.7, code 12.18; windows-512: non-over" in text
     assert "8,188 tokens in 16 windows" in text
+
+
+@pytest.mark.parametrize(("nll", "shown"), [(1e6, "inf"), (float("nan"), "nan"), (float("inf"), "inf")])
+def test_render_on_a_segment_without_a_finite_perplexity_says_so(nll: float, shown: str) -> None:
+    segments = (SegmentLoss("english", 2.1, 10, 6.5, 11.76), SegmentLoss("code", nll, 10, 6.5, 11.76))
+    text = render_text(report(healthy(runtime=runtime(perplexity(segments=segments)))))
+    assert f"(english 8.17, code {shown};" in text
 
 
 def test_render_on_a_partial_perplexity_says_that_it_is_not_comparable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 from pathlib import Path
@@ -85,12 +86,18 @@ def test_tensor_every_dtype_has_its_size(stored: str, file: Path) -> None:
         (b'{"a":{"dtype":"F32","shape":[1152921504606846976],"data_offsets":[0,24]}}', "does not fit 64 bits"),
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[-0,24]}}', "not two byte counts"),
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24,24]}}', "not two byte counts"),
+        (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":null}}', "not two byte counts"),
+        (b'{"a":{"dtype":"F32","shape":null,"data_offsets":[0,24]}}', "not a list of sizes"),
+        (b'{"a":{"dtype":["F32"],"shape":[6],"data_offsets":[0,24]}}', "dtype no string"),
+        (b'{"a":{"dtype":{"F32":1},"shape":[6],"data_offsets":[0,24]}}', "dtype no string"),
+        (b'{"a":{"dtype":{"F32":null,"F16":null},"shape":[6],"data_offsets":[0,24]}}', "dtype no string"),
         (b'{"a":{"dtype":"F32","shape":[6]}}', "has no data_offsets"),
         (b'{"a":{"dtype":"F32","dtype":"F32","shape":[6],"data_offsets":[0,24]}}', "has dtype more than once"),
         (b'{"a":{"dtype":"f32","shape":[6],"data_offsets":[0,24]}}', "dtype f32, which safetensors does not know"),
         (b'{"a":{"dtype":4,"shape":[6],"data_offsets":[0,24]}}', "dtype no string"),
         (b'{"a":null}', "not described by an object"),
         (b'{"a":' + ENTRY + b',"__metadata__":{"k":1}}', "__metadata__ is not an object of strings"),
+        (b'{"a":' + ENTRY + b',"__metadata__":["k"]}', "__metadata__ is not an object of strings"),
         (b'{"a":' + ENTRY + b',"__metadata__":{},"__metadata__":{}}', "__metadata__ more than once"),
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":' + b"[" * 126 + b"]" * 126 + b"}}", "nested"),
         (b'{"a":' + b"[" * 50_000, "nested"),
@@ -124,6 +131,7 @@ def test_header_that_the_library_accepts_is_read_alike(header: bytes, file: Path
     found = read(write(file, header))
     assert found.tensors["a"].shape == (2, 3)
     assert found.defects == ()
+    assert found.metadata == ({"k": "\U0001f600"} if b"ud83d" in header else {})
 
 
 def test_header_longer_than_the_file_is_cut_short(file: Path) -> None:
@@ -131,7 +139,33 @@ def test_header_longer_than_the_file_is_cut_short(file: Path) -> None:
         read(write(file, b'{"a":' + ENTRY + b"}", length=5000))
 
 
+def test_file_too_short_for_a_header_says_how_short(file: Path) -> None:
+    file.write_bytes(bytes(7))
+    with pytest.raises(ReadError, match="has 7 bytes; a safetensors header needs at least 8"):
+        read(file)
+    file.write_bytes(bytes(8))
+    with pytest.raises(ReadError, match="is not JSON"):
+        read(file)
+
+
+def test_reading_leaves_the_garbage_collector_as_it_was(file: Path) -> None:
+    assert gc.isenabled()
+    read(write(file, b'{"a":' + ENTRY + b"}"))
+    assert gc.isenabled()
+    with pytest.raises(ReadError):
+        read(write(file, b"{"))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        read(write(file, b'{"a":' + ENTRY + b"}"))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_header_over_the_limit_is_refused_unread(file: Path) -> None:
+    with pytest.raises(ReadError, match="is cut short"):
+        open_checkpoint(write(file, b'{"a":' + ENTRY + b"}", length=100_000_000))
     with pytest.raises(ReadError, match="claims a header of 100,000,001 bytes"):
         open_checkpoint(write(file, b'{"a":' + ENTRY + b"}", length=100_000_001))
 

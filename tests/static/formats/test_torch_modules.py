@@ -269,13 +269,19 @@ def test_config_that_contains_itself_ends(tmp_path: Path) -> None:
     assert found.values["hidden_size"] == 96
 
 
-def test_config_that_explodes_when_written_out_is_a_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    laughs: object = ["ha"] * 10
-    for _ in range(20):
-        laughs = [laughs] * 10
+@pytest.mark.parametrize(("wide", "deep"), [(10, 20), (5_000, 2)])
+def test_config_that_explodes_when_written_out_is_a_clear_error(tmp_path: Path, wide: int, deep: int) -> None:
+    laughs: object = ["ha"] * wide
+    for _ in range(deep):
+        laughs = [laughs] * wide
     begun = process_time()
     with pytest.raises(ReadError, match=f"more than {torch_plain.MAX_NODES} entries"):
         config_of(tmp_path, {"hidden_size": 96, "laughs": laughs})
     assert process_time() - begun < 3
+
+
+def test_config_with_a_long_list_named_often_is_a_clear_error(tmp_path: Path) -> None:
+    # few lists, many entries: each list must count for its length
+    long = list(range(100_000))
+    with pytest.raises(ReadError, match=f"more than {torch_plain.MAX_NODES} entries"):
+        config_of(tmp_path, {"hidden_size": 96} | {f"k{i}": long for i in range(100)})

@@ -210,6 +210,12 @@ def test_defects_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         read(tmp_path, bad)
 
 
+def test_tensors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gqacheck.formats.torch_tensors.MAX_TENSORS", 5)
+    with pytest.raises(ReadError, match="names more than 5 tensors"):
+        read(tmp_path, {f"{i}.weight": FLOATS for i in range(6)})
+
+
 # --- what is no tensor
 
 

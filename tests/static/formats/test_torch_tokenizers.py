@@ -143,8 +143,10 @@ def test_absent_tokenizer_is_no_remark(tmp_path: Path) -> None:
     assert (found.tokenizer, found.ignored) == (None, ())
 
 
-def test_tokenizer_in_a_compressed_pickle_has_no_place_and_is_told(tmp_path: Path) -> None:
-    SKETCH.write_module(tmp_path / "x.bin", extra={"tokenizer": fast()})
+@pytest.mark.parametrize("state", [TEXT.encode(), Raw(b"B\x00\x04\x00\x00" + b"{" * 1024)], ids=["text", "bytes"])
+def test_tokenizer_in_a_compressed_pickle_has_no_place_and_is_told(tmp_path: Path, state: object) -> None:
+    holder = Instance(Global("transformers", "PreTrainedTokenizerFast"), {"_tokenizer": backend(state)})
+    SKETCH.write_module(tmp_path / "x.bin", extra={"tokenizer": holder})
     packed = tmp_path / "packed.bin"
     with zipfile.ZipFile(tmp_path / "x.bin") as old, zipfile.ZipFile(packed, "w") as new:
         for entry in old.infolist():

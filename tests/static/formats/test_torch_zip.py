@@ -190,6 +190,20 @@ def test_damaged_deflate_stream_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [(8, 1, "is encrypted"), (10, 12, "stored in a way torch does not read")],
+    ids=["encrypted", "bzip2"],
+)
+def test_pickle_stored_in_another_way_is_refused(tmp_path: Path, field: int, value: int, said: str) -> None:
+    path = archive(tmp_path / "x.bin", members())
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<H", raw, raw.rindex(b"archive/data.pkl") - 46 + field, value)
+    path.write_bytes(raw)
+    with pytest.raises(ReadError, match=said):
+        read(path)
+
+
 def test_duplicate_member_is_ambiguous(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate"):
         path = archive(tmp_path / "x.bin", [*members(), ("archive/data.pkl", body({"other": tensor((1,))}))])

@@ -45,8 +45,9 @@ from gqacheck.testing.writers import tensor
 FAMILIES = Path(__file__).parents[2] / "data" / "families"
 OLD_PICKLES = Path(__file__).parents[3] / "fixtures" / "old_pickles"
 
-Source: TypeAlias = "Sketch | Checkpoint | Subject | str | Path"
-"""A sketch to be written, a path already written, a checkpoint already read, or the subject itself."""
+Source: TypeAlias = "Sketch | Checkpoint | Subject | str | Path | Callable[[Path], Path]"
+"""A sketch to be written, a path already written, a function that writes into the folder it is given and returns the
+path, a checkpoint already read, or the subject itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +193,20 @@ def make_subject(
     return Subject(checkpoint, geometry, base=base, expect=expect or Expectations())
 
 
-def _read(source: Sketch | str | Path, container: str, config: dict[str, Any] | None) -> Checkpoint:
+def _read(
+    source: Sketch | str | Path | Callable[[Path], Path], container: str, config: dict[str, Any] | None
+) -> Checkpoint:
     with tempfile.TemporaryDirectory(prefix="gqacheck-") as folder:
         config_path = None
         if config is not None:
             config_path = Path(folder) / "given.json"
             config_path.write_text(json.dumps(config), encoding="utf-8")
-        path = write(source, Path(folder) / "made", container) if isinstance(source, Sketch) else source
+        if isinstance(source, Sketch):
+            path: str | Path = write(source, Path(folder) / "made", container)
+        elif callable(source):
+            path = source(Path(folder))
+        else:
+            path = source
         return open_checkpoint(path, config=config_path)
 
 

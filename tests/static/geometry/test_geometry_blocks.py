@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from goldens import checkpoint, live, llama, on_disk, tensor, with_shape, without
+from geometry_goldens import checkpoint, live, llama, on_disk, tensor, with_shape, without
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -221,6 +221,13 @@ def test_stablelm_norm_list_counts_as_one_norm_and_odd_widths_show() -> None:
     norm = measure(odd).layers[0].attention.q_norm
     assert norm is not None
     assert norm.shape == (12, 5)
+
+
+def test_norms_of_q_and_k_lost_everywhere_are_missed() -> None:
+    given = on_disk("qwen3")
+    gone = [n for n in given.tensors if "q_norm" in n or "k_norm" in n]
+    assert {name for name, _ in measure(without(given, *gone)).missing} == set(gone)
+    assert measure(on_disk("cohere_plain")).missing == ()
 
 
 def test_sinks_are_counted_and_missed() -> None:

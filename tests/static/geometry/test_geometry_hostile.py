@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from goldens import NAMES, checkpoint, golden, llama, tensor
+from geometry_goldens import NAMES, checkpoint, golden, llama, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,13 +101,13 @@ def test_measure_crowds_of_names_take_bounded_time(extra: list[str], config: Any
     tensors = {t.name: t for t in llama()} | {name: raw(name, (1,), "float16") for name in extra}
     given = Checkpoint("x", ".", "test", Container.FOLDER, tensors, config=checkpoint([], config).config)
     refusal = ""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         measure(given)
     except GqacheckError as error:
         refusal = str(error)
     assert len(refusal) < 300
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 def test_measure_zero_rows_have_zero_heads() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from goldens import checkpoint, live, llama, on_disk, tensor
+from geometry_goldens import checkpoint, live, llama, on_disk, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,6 +152,17 @@ def test_head_dim_hidden_size_cut_and_updated_is_found_by_the_rows() -> None:
     assert found.value == 8
     assert "rows" in found.source
     assert [claim.value for claim in found.disputed] == [6]
+
+
+def test_head_dim_hidden_size_cut_without_kv_heads_is_found_by_the_rows() -> None:
+    config = {**LLAMA, "hidden_size": 72, "num_key_value_heads": None}
+    assert head_dim(checkpoint(llama(kv=12, hidden=72), config)).value == 8
+
+
+def test_head_dim_that_hidden_size_does_not_divide_into_is_not_implied() -> None:
+    """50 // 4 = 12 would count 2:1 heads in 24 and 12 rows, but 4 x 12 is not 50."""
+    config = {**LLAMA, "hidden_size": 50, "num_attention_heads": 4, "num_key_value_heads": 2}
+    assert head_dim(checkpoint(llama(q=4, kv=2, head_dim=6, hidden=50), config)).value == 6
 
 
 def test_head_dim_heads_cut_and_updated_is_found_by_the_rows() -> None:

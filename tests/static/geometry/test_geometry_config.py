@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from goldens import checkpoint, freeze, llama, on_disk
+from geometry_goldens import checkpoint, freeze, llama, on_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from goldens import NAMES, TOWER_PARTS, golden, live, old_module, on_disk, prefixed, with_shape, without
+from geometry_goldens import (
+    NAMES,
+    TOWER_PARTS,
+    golden,
+    live,
+    old_module,
+    on_disk,
+    prefixed,
+    tensor,
+    with_shape,
+    without,
+)
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.geometry.families import FAMILIES
@@ -153,6 +166,19 @@ def test_measure_bare_state_dict_explains_every_tensor(name: str) -> None:
     for layer in geometry.layers:
         head_dim = layer.attention.head_dim
         assert head_dim is None or head_dim.source.endswith(" width")
+        assert head_dim is None or head_dim.value == expected_layer(name, layer.index)["head_dim"]
+        assert layer.mlp.intermediate_size == expected_layer(name, layer.index)["width"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measure_bare_live_state_dict_explains_every_tensor(name: str) -> None:
+    given = live(name, config=False)
+    geometry = measure(replace(given, modules={}))
+    assert not geometry.family.generic
+    assert geometry.unknown == ()
+    assert geometry.missing == ()
+    for layer in geometry.layers:
+        assert layer.mlp.n_experts_stored == expected_layer(name, layer.index)["experts"]
         assert layer.mlp.intermediate_size == expected_layer(name, layer.index)["width"]
 
 
@@ -164,8 +190,6 @@ def test_measure_unknown_model_type_is_generic_and_still_counts(name: str) -> No
         text = {**record["config"], "text_config": text, "model_type": "home_made", "architectures": None}
     given = on_disk(name)
     assert given.config is not None
-    from dataclasses import replace
-
     geometry = measure(replace(given, config=replace(given.config, values=text)))
     assert geometry.family.generic
     assert "home_made" in geometry.family_source
@@ -218,10 +242,6 @@ def test_measure_lacking_model_weight_reports_it_missing(name: str) -> None:
 def test_measure_stranger_in_layer_is_unknown(name: str) -> None:
     given = on_disk(name)
     path = measure(given).layers_path
-    from dataclasses import replace
-
-    from goldens import tensor
-
     strange = f"{path}.1.something.weight"
     geometry = measure(replace(given, tensors={**given.tensors, strange: tensor(strange, (3,))}))
     assert geometry.unknown == (strange,)

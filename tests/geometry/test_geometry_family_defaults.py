@@ -21,11 +21,12 @@ CLASSES = {
     "phimoe": "PhimoeConfig", "phi": "PhiConfig", "granite": "GraniteConfig", "granitemoe": "GraniteMoeConfig",
     "olmo": "OlmoConfig", "olmo2": "Olmo2Config", "olmo3": "Olmo3Config", "olmoe": "OlmoeConfig",
     "cohere": "CohereConfig", "cohere2": "Cohere2Config", "starcoder2": "Starcoder2Config",
-    "stablelm": "StableLmConfig", "falcon": "FalconConfig", "nemotron": "NemotronConfig", "glm": "GlmConfig", "glm4": "Glm4Config",
-    "glm4_moe": "Glm4MoeConfig", "gpt_oss": "GptOssConfig", "smollm3": "SmolLM3Config", "exaone4": "Exaone4Config",
-    "seed_oss": "SeedOssConfig", "ernie4_5": "Ernie4_5Config", "hunyuan_v1_dense": "HunYuanDenseV1Config",
-    "helium": "HeliumConfig", "arcee": "ArceeConfig", "apertus": "ApertusConfig", "minimax_m2": "MiniMaxM2Config",
-    "mllama": "MllamaTextConfig", "llama4": "Llama4TextConfig",
+    "stablelm": "StableLmConfig", "falcon": "FalconConfig", "nemotron": "NemotronConfig", "glm": "GlmConfig",
+    "glm4": "Glm4Config", "glm4_moe": "Glm4MoeConfig", "gpt_oss": "GptOssConfig", "smollm3": "SmolLM3Config",
+    "exaone4": "Exaone4Config", "seed_oss": "SeedOssConfig", "ernie4_5": "Ernie4_5Config",
+    "hunyuan_v1_dense": "HunYuanDenseV1Config", "helium": "HeliumConfig", "arcee": "ArceeConfig",
+    "apertus": "ApertusConfig", "minimax_m2": "MiniMaxM2Config", "mllama": "MllamaTextConfig",
+    "llama4": "Llama4TextConfig",
 }  # fmt: skip
 STOCK = [family for family in FAMILIES if family.stock_class and family.name in CLASSES]
 OUT_OF_SCOPE = {"deepseek_v2", "deepseek_v3", "minicpm3", "internlm3"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from goldens import checkpoint, live, llama, on_disk, prefixed, tensor
+from geometry_goldens import checkpoint, live, llama, on_disk, prefixed, tensor
 
 from gqacheck.checkpoint import Checkpoint, ModuleInfo, StorageInfo
 from gqacheck.errors import NotACheckpoint, UsageError
@@ -122,13 +122,14 @@ def test_measure_towers_are_not_checked_and_not_unknown(name: str, layout: objec
     assert not any("vis" in layer.path for layer in geometry.layers)
 
 
-def test_measure_larger_tower_is_not_taken_for_the_model() -> None:
-    tower = [tensor(f"vpm.encoder.layers.{i}.self_attn.{p}_proj.weight", (8, 8)) for i in range(40) for p in "qkvo"]
+@pytest.mark.parametrize("name", ["vpm", "unheard_of"])
+def test_measure_larger_tower_is_not_taken_for_the_model(name: str) -> None:
+    tower = [tensor(f"{name}.encoder.layers.{i}.self_attn.{p}_proj.weight", (8, 8)) for i in range(40) for p in "qkvo"]
     text = [replace(t, name="llm." + t.name) for t in llama()]
     geometry = measure(checkpoint([*tower, *text], LLAMA))
     assert geometry.layers_path == "llm.model.layers"
     assert geometry.prefix == "llm."
-    assert geometry.not_checked == ("vpm: 160 tensors",)
+    assert geometry.not_checked == (f"{name}: 160 tensors",)
 
 
 def test_measure_averaged_copy_beside_the_model_is_left_alone() -> None:
@@ -251,4 +252,11 @@ def test_measure_name_twice_after_cleaning_is_unknown() -> None:
     double = tensor("model.layers.0.self_attn.q_proj.base_layer.weight", (8, 8))
     geometry = measure(checkpoint([*llama(), double], LLAMA))
     assert geometry.unknown == (double.name,)
+    assert geometry.layers[0].attention.n_q_heads == 12
+
+
+def test_measure_second_spelling_of_one_role_is_unknown() -> None:
+    second = tensor("model.layers.0.attention.wq.weight", (8, 8))
+    geometry = measure(checkpoint([*llama(), second], {**LLAMA, "model_type": "home_made"}))
+    assert geometry.unknown == (second.name,)
     assert geometry.layers[0].attention.n_q_heads == 12
