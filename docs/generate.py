@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gqacheck.cli import main as gqacheck
-from gqacheck.report.explain import explain_markdown
+from gqacheck.report.explain import HEADINGS, summary
 from gqacheck.rules import RULES
+from gqacheck.rules.rule import Rule
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = re.compile(r"\b\d+(\.\d+)? (s|ms)\b")
@@ -30,7 +31,7 @@ def demo_output() -> str:
 def rule_table() -> str:
     """Every rule with its default severity and its page."""
     rows = [
-        f"| [{rule.code}](docs/rules/{rule.code}.md) | {rule.slug} | {rule.severity} | {_first_sentence(rule.doc)} |"
+        f"| [{rule.code}](docs/rules/{rule.code}.md) | {rule.slug} | {rule.severity} | {_cell(summary(rule))} |"
         for rule in RULES
     ]
     return "\n".join(["| code | slug | severity | fires when |", "|---|---|---|---|", *rows]) + "\n"
@@ -61,14 +62,23 @@ def _fenced(text: str) -> str:
     return f"```text\n{text.rstrip()}\n```\n"
 
 
-def _first_sentence(doc: str) -> str:
-    first = doc.strip().partition("\n\n")[0].replace("\n", " ")
-    return first.rstrip(".").replace("|", "\\|")
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def rule_page(rule: Rule) -> str:
+    """The docstring of a rule as Markdown."""
+    lines = [f"# {rule.code} {rule.slug}", "", f"Default severity: {rule.severity}. Claim: {rule.claim}.", ""]
+    for text in rule.doc.splitlines():
+        bare = text.strip()
+        lines.append(f"\n## {bare}\n" if bare in HEADINGS else text[4:] if text.startswith("    ") else text)
+    page = "\n".join(lines)
+    return re.sub(r"\n{3,}", "\n\n", page).replace("``", "`").rstrip() + "\n"
 
 
 def files() -> dict[Path, str]:
     """Every generated file, or file with generated parts, with the text it should have."""
-    wanted = {ROOT / "docs" / "rules" / f"{rule.code}.md": explain_markdown(rule) for rule in RULES}
+    wanted = {ROOT / "docs" / "rules" / f"{rule.code}.md": rule_page(rule) for rule in RULES}
     made: dict[str, str] = {}
     for name in ("README.md", "README.zh-CN.md"):
         text = (ROOT / name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-Plain: TypeAlias = "None | bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain]"
+Plain: TypeAlias = "bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain] | None"
 """What JSON can say. Values from a pickle that are anything else never get this far."""
 
 ITEMSIZE_BITS: Mapping[str, int] = MappingProxyType(

@@ -11,7 +11,7 @@ from gqacheck.errors import GqacheckError, UsageError
 
 if TYPE_CHECKING:
     from gqacheck.arguments import Arguments
-    from gqacheck.check import Options
+    from gqacheck.pipeline import Options
     from gqacheck.report.document import Block
     from gqacheck.report.output import Output
     from gqacheck.report.progress import ProgressBar
@@ -197,8 +197,8 @@ def _demo(arguments: Arguments, screen: Screen, colour: str) -> int:
 
 
 def _check(arguments: Arguments, screen: Screen) -> int:
-    from gqacheck.check import Options, check_path
     from gqacheck.geometry.facts import Expectations
+    from gqacheck.pipeline import Options, check_path
     from gqacheck.rules.rule import Severity
     from gqacheck.settings import find_settings
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gqacheck.check import check
 from gqacheck.errors import UsageError
+from gqacheck.pipeline import check
 from gqacheck.report.document import Block, Span, line
 from gqacheck.report.text import checkpoint_blocks
 from gqacheck.testing.sketch import Sketch, sketch_llama

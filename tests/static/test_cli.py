@@ -28,7 +28,7 @@ from gqacheck.result import CheckpointReport
 from gqacheck.testing.sketch import sketch_llama
 
 SAMPLES = {"good.bin": healthy, "bad.bin": broken, "gone.bin": unreadable}
-PIPELINE = import_module("gqacheck.check")
+PIPELINE = import_module("gqacheck.pipeline")
 COMMAND = (sys.executable, "-m", "gqacheck")
 
 

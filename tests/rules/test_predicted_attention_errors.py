@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -200,12 +201,15 @@ def test_predicted_error_of_lora_is_what_peft_raises(
     assert error_of(adapted) == predicted[0]
 
 
-def test_predicted_refusal_of_a_folder_is_in_the_load_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_predicted_refusal_of_a_folder_is_in_the_load_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make()
     heads(9, 3, v=2)(model.model.layers[1].self_attn)
     model.save_pretrained(tmp_path / "cut")
     predicted = fires(tmp_path / "cut", "GQA103").consequence
-    transformers.logging.enable_propagation()
+    caplog.set_level("WARNING", logger="transformers")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
     shapes = re.search(r"Reinit due to size mismatch - ckpt: .* vs model:torch\.Size\(\[\d+, \d+\]\)", predicted)

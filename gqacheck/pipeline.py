@@ -7,11 +7,9 @@ makes no sense raises (``UsageError``).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gqacheck.checkpoint import Checkpoint
@@ -369,16 +367,3 @@ def _severity(name: str) -> Severity:
     if name not in ("error", "warning"):
         raise UsageError(f"fail_on takes error or warning, not {str(name)[:60]!r}")
     return Severity(name)
-
-
-class _CallableModule(ModuleType):
-    """This module's type, for ``gqacheck.check`` names both the function and, once anything imported it, the module.
-
-    The import system binds a submodule to its package last, so only a module that can be called keeps the promise
-    that ``gqacheck.check("pytorch_model.bin")`` works every time.
-    """
-
-    __call__ = staticmethod(check)
-
-
-sys.modules[__name__].__class__ = _CallableModule
