@@ -475,9 +475,9 @@ def test_process_into_a_full_disk_returns_3(tmp_path: Path) -> None:
 
 def test_process_when_interrupted_returns_130_without_a_traceback(tmp_path: Path) -> None:
     script = (
-        "import gqacheck.check, sys, time\n"
+        "import gqacheck.pipeline, sys, time\n"
         "def wait(path, options):\n print('ready', file=sys.stderr, flush=True)\n time.sleep(30)\n"
-        "gqacheck.check.check_path = wait\n"
+        "gqacheck.pipeline.check_path = wait\n"
         "from gqacheck.__main__ import run\nsys.argv = ['gqacheck', 'x.bin']\nrun()\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
