@@ -43,7 +43,7 @@ $(STATIC)/.ready: pyproject.toml constraints.txt
 
 static-test: $(STATIC)/.ready  ## the static tests without torch and numpy, on PYTHON
 	$(STATIC)/bin/python -c 'import importlib.util as u, sys; found = [m for m in ("torch", "numpy") if u.find_spec(m)]; sys.exit(f"{found} installed in $(STATIC)" if found else 0)'
-	$(STATIC)/bin/python -m pytest tests/static
+	$(STATIC)/bin/python -m pytest tests/static -n $(WORKERS) --dist loadfile
 
 docs: $(READY)  ## writes the generated parts of README and docs/rules anew
 	$(BIN)/python -m docs.generate

@@ -84,7 +84,7 @@ def _locate(path: str) -> str:
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or "this is no path that the system accepts").lower()
         raise ReadError(f"{shown}: {reason}") from None
-    if os.path.isdir(path) and hub_cache.is_cache_entry(path):
+    if hub_cache.is_cache_entry(path):
         return hub_cache.find_snapshot(path)
     return path
 

@@ -58,7 +58,9 @@ def open_folder(folder: str, *, config: ConfigInfo | None = None, only: WeightSe
         if unreadable is not None and not is_module:
             raise unreadable
         config = beside
-        if config is None:
+        if unreadable is not None:
+            notes.append(f"config.json was not read: {unreadable}")
+        elif config is None:
             notes.append("there is no config.json in the folder, and from_pretrained needs one")
     else:
         defects = ()

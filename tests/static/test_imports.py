@@ -30,7 +30,7 @@ ORDER = (
     ("result", "claims"),
     ("lineage",),
     ("runtime",),
-    ("check",),
+    ("pipeline",),
     ("report",),
     ("cli", "arguments", "flags", "settings", "__main__", "pytest_plugin", "demo", "testing"),
 )

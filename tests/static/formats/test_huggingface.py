@@ -13,6 +13,7 @@ import pytest
 from gqacheck.checkpoint import Checkpoint, Container
 from gqacheck.errors import NotACheckpoint, ReadError
 from gqacheck.formats import open_checkpoint
+from gqacheck.formats.model_files import group_notes
 from gqacheck.formats.shards import parse_shard_name
 from gqacheck.testing.sketch import Sketch, sketch_llama
 from gqacheck.testing.writers import ordered_dict, write_safetensors, write_torch_zip
@@ -118,6 +119,49 @@ def test_folder_with_a_whole_module_runs_from_its_modules(tmp_path: Path) -> Non
     assert found.modules
 
 
+def test_folder_with_a_module_without_a_config_takes_the_one_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = sketch()
+    monkeypatch.setattr(Sketch, "_config_object", lambda self: None)
+    made.write_module(tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(made.config))
+    found = open_checkpoint(tmp_path)
+    assert found.config is not None
+    assert (found.config.source, found.container) == ("config.json", Container.MODULE)
+    (tmp_path / "config.json").write_text("{")
+    found = open_checkpoint(tmp_path)
+    assert found.config is None
+    assert any(note.startswith("config.json was not read: ") for note in found.ignored)
+    assert not any("there is no config.json" in note for note in found.ignored)
+
+
+def test_config_option_replaces_a_pickled_config_in_a_folder_too(tmp_path: Path) -> None:
+    sketch().write_module(tmp_path / "pytorch_model.bin")
+    (tmp_path / "mine.json").write_text('{"num_attention_heads": 9}')
+    found = open_checkpoint(tmp_path, config=str(tmp_path / "mine.json"))
+    assert found.config is not None
+    assert found.config.source == "--config mine.json"
+
+
+def test_folder_config_wins_over_one_stored_with_a_state_dict(tmp_path: Path) -> None:
+    made = sketch()
+    write_torch_zip(tmp_path / "pytorch_model.bin", {"model": made.state_dict(), "config": made._config_object()})
+    (tmp_path / "config.json").write_text(json.dumps(made.config))
+    inside, alone = open_checkpoint(tmp_path), open_checkpoint(tmp_path / "pytorch_model.bin")
+    assert inside.config is not None
+    assert alone.config is not None
+    assert (inside.config.source, inside.container) == ("config.json", Container.FOLDER)
+    assert alone.config.source == "pickled config"
+
+
+def test_module_file_keeps_its_pickled_config_beside_another(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 9}')
+    found = open_checkpoint(sketch().write_module(tmp_path / "a.bin"))
+    assert found.config is not None
+    assert (found.config.source, found.config.values["num_attention_heads"]) == ("pickled config", 12)
+
+
 def test_folder_without_config_is_read_and_told(folder: Path) -> None:
     (folder / "config.json").unlink()
     found = open_checkpoint(folder)
@@ -178,6 +222,7 @@ def test_tokenizer_and_generation_config_in_the_folder_are_found(folder: Path) -
         ({"AutoModelForCausalLM": "org/name--modeling_x.XModel"}, ["modeling_x.py"], True),
         ({"AutoModelForCausalLM": "modeling_x.XModel"}, [], False),
         ({"AutoConfig": "configuration_x.XConfig"}, ["configuration_x.py"], False),
+        ({"AutoModelForCausalLM": "XModel"}, [".py"], False),
         ({"AutoModelForCausalLM": 7}, ["modeling_x.py"], False),
         ("modeling_x.XModel", ["modeling_x.py"], False),
         (None, ["modeling_x.py"], False),
@@ -188,6 +233,7 @@ def test_own_code_needs_a_model_class_and_its_file(auto_map: object, files: list
     for name in files:
         (folder / name).write_text("")
     assert open_checkpoint(folder).own_code is own
+    assert open_checkpoint(folder / "model.safetensors").own_code is own
 
 
 @pytest.mark.parametrize(
@@ -225,6 +271,32 @@ def test_folder_with_two_sets_reads_what_loaders_prefer(first: str, second: str,
     assert kinds(found) == ([] if alike else ["ambiguous"])
     if not alike:
         assert "model.layers.0.self_attn.q_proj.weight" in found.defects[0].tensors
+
+
+def test_index_given_by_itself_is_read_before_what_loaders_prefer(tmp_path: Path) -> None:
+    sketch(9).write_folder(tmp_path, shards=2)
+    write_safetensors(tmp_path / "model.safetensors", stored(sketch(12)))
+    edit(tmp_path / "config.json", lambda config: config.update(transformers_weights="model.safetensors"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert open_checkpoint(tmp_path).tensors[name].shape == sketch(12).shape(name)
+    assert open_checkpoint(tmp_path / INDEX).tensors[name].shape == sketch(9).shape(name)
+
+
+def test_folder_second_set_with_further_tensors_is_compared_on_the_common_ones(folder: Path) -> None:
+    made = sketch()
+    made.set_tensor("model.rotary_emb.inv_freq", (2,))
+    made.write_state_dict(folder / "pytorch_model.bin")
+    assert open_checkpoint(folder).defects == ()
+
+
+def test_folder_of_many_sets_compares_two_and_tells_the_rest(folder: Path) -> None:
+    for variant in ("fp16", "fp32"):
+        write_safetensors(folder / f"model.{variant}.safetensors", stored(sketch()))
+    assert len(open_checkpoint(folder).ignored) == 2
+    write_safetensors(folder / "model.int8.safetensors", stored(sketch(9)))
+    found = open_checkpoint(folder)
+    assert found.ignored[-1] == "model.int8.safetensors: further sets of weights, not used and not looked into"
+    assert found.defects == ()
 
 
 def test_folder_second_set_that_cannot_be_read_is_only_told(folder: Path) -> None:
@@ -275,7 +347,8 @@ def test_folder_with_training_files_ignores_and_tells_them(folder: Path) -> None
         "model.Q4_K_M.gguf",
         "consolidated.00.pth",
         "ema.safetensors",
-        "model.ema.bin",
+        "pytorch_model.ema.bin",
+        "ema.json",
         "notes.txt",
         "gemma.pt",
     ):
@@ -285,13 +358,19 @@ def test_folder_with_training_files_ignores_and_tells_them(folder: Path) -> None
     assert "optimizer.pt, rng_state_0.pth, rng_state_1.pth, scheduler.pt and 1 more: training state" in told
     assert "consolidated.00.pth, original: the model in its maker's own layout" in told
     assert "model.Q4_K_M.gguf: a GGUF copy" in told
-    assert "ema.safetensors, model.ema.bin: an EMA copy" in told
+    assert "ema.safetensors, pytorch_model.ema.bin: an EMA copy" in told
     assert "gemma.pt: not part of the weights" in told
     assert "global_step5: DeepSpeed shards" in told
     assert "notes.txt" not in told
+    assert "ema.json" not in told
+    (folder / "old.bin").mkdir()
+    (folder / "notes.v2.safetensors").write_bytes(b"x")
+    told = "\n".join(open_checkpoint(folder).ignored)
+    assert "old.bin" not in told
+    assert "gemma.pt, notes.v2.safetensors: not part of the weights" in told
 
 
-def test_folder_with_one_file_of_any_name_is_read(tmp_path: Path) -> None:
+def test_folder_with_one_file_of_its_own_name_is_read(tmp_path: Path) -> None:
     sketch().write_module(tmp_path / "pruned-llama.ckpt")
     (tmp_path / "training_args.bin").write_bytes(b"x")
     assert open_checkpoint(tmp_path).format == "torch-zip-module"
@@ -494,6 +573,16 @@ def test_shards_without_an_index_are_joined_and_blamed(sharded: Path) -> None:
     assert ["no index file" in found.defects[0].message, "1 of 3 shard files" in found.defects[1].message] == [True] * 2
 
 
+def test_two_sets_of_shards_without_an_index_stay_apart(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    for path in sorted(sharded.glob("*.safetensors")):
+        shutil.copy(path, sharded / path.name.replace("model-", "other-"))
+    found = open_checkpoint(sharded)
+    assert kinds(found) == ["shard-index"]
+    assert "3 numbered shards and no index" in found.defects[0].message
+    assert any(note.startswith("other-00001-of-00003.safetensors: a second set") for note in found.ignored)
+
+
 def test_shard_without_its_siblings_is_named(sharded: Path, tmp_path: Path) -> None:
     alone = tmp_path / "model-00002-of-00003.safetensors"
     shutil.copy(sharded / alone.name, alone)
@@ -537,6 +626,8 @@ def test_shard_name_is_parsed(name: str, parsed: tuple[str, int, str, str] | Non
         (b'"x"', "a string where"),
         (b"null", "null where"),
         (b"17", "a number where"),
+        (b"true", "true where"),
+        (b"false", "false where"),
         (b'{"a": ', "is not JSON: expecting value (line 1, column 7)"),
         (b'\xef\xbb\xbf{"a": 1}', "byte-order mark"),
         ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
@@ -553,6 +644,29 @@ def test_shard_name_is_parsed(name: str, parsed: tuple[str, int, str, str] | Non
 def test_config_that_cannot_be_read_is_one_line(content: bytes, said: str, folder: Path) -> None:
     (folder / "config.json").write_bytes(content)
     assert said in refuse(folder)
+
+
+def test_config_wide_text_is_bounded_sooner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gqacheck.formats.strict_json.MAX_WIDE_BYTES", 100)
+    (folder / "config.json").write_text(json.dumps({"a": "x" * 200}))
+    assert open_checkpoint(folder).config is not None
+    (folder / "config.json").write_bytes('{"a": "é"}'.encode())
+    assert open_checkpoint(folder).config is not None
+    (folder / "config.json").write_text(json.dumps({"a": "é" * 200}, ensure_ascii=False), encoding="utf-8")
+    assert "not ASCII; more than 100 are not read" in refuse(folder)
+
+
+def test_folder_with_too_many_entries_is_refused_but_not_its_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gqacheck.formats.model_files.MAX_ENTRIES", 1)
+    assert "holds more than 1 entries; give the file itself" in refuse(folder)
+    assert open_checkpoint(folder / "model.safetensors").format == "safetensors"
+
+
+def test_notes_that_say_one_thing_of_many_are_joined() -> None:
+    assert group_notes(["a: x", "b: x", "c: y", "c: y"]) == ("a: x", "b: x", "c: y")
+    assert group_notes(["a: x", "b: x", "c: x", "d\x1b: x", "alone"]) == ("a, b and 2 more: x", "alone")
 
 
 def test_config_with_a_key_twice_is_ambiguous_and_the_last_is_read(folder: Path) -> None:
@@ -600,6 +714,8 @@ def test_folder_names_with_control_characters_are_never_raw(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("files", "said"),
     [
+        ([".metadata"], "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"),
+        (["__1_0.distcp"], "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"),
         ([".metadata", "__0_0.distcp"], "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"),
         (["pytorch_model_fsdp_0/__0_0.distcp"], "accelerate merge-weights"),
         (["zero_to_fp32.py", "latest"], "python zero_to_fp32.py . OUT"),
@@ -627,12 +743,14 @@ def test_folder_without_weights_says_what_is_there(tmp_path: Path) -> None:
     assert "holds no weights (no .safetensors" in refuse(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "a config or a tokenizer, but no weights" in refuse(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "config.json")
+    assert "a config or a tokenizer, but no weights" in refuse(tmp_path)
     (tmp_path / "model.safetensors.link").symlink_to("blob")
     assert "lead nowhere (links); finish the download" in refuse(tmp_path)
 
 
 def test_folder_with_weights_further_in_points_at_the_latest(tmp_path: Path) -> None:
-    for step in (500, 1000, 90):
+    for step in ("500", "1000", "90", "best", "²", "9" * 30):
         sketch().write_folder(tmp_path / f"checkpoint-{step}")
     message = refuse(tmp_path)
     assert message.endswith(f"such as {tmp_path / 'checkpoint-1000'}")

@@ -278,6 +278,12 @@ def test_mistral_consolidated_is_told_from_metas(tmp_path: Path) -> None:
     message = refuse(tmp_path)
     assert "Mistral's own layout" in message
     assert "convert_mistral_weights_to_hf.py" in message
+    (tmp_path / "consolidated.safetensors").rename(tmp_path / "weights.safetensors")
+    assert "convert_llama_weights_to_hf.py" in refuse(tmp_path)
+    (tmp_path / "tekken.json").write_text("{}")
+    assert "convert_mistral_weights_to_hf.py" in refuse(tmp_path)
+    write_safetensors(tmp_path / "weights.safetensors", rename(LITGPT).tensors)
+    assert "a LitGPT checkpoint" in refuse(tmp_path)
 
 
 def test_meta_folder_is_named_by_its_first_part(tmp_path: Path) -> None:
@@ -300,6 +306,13 @@ def test_zero3_one_empty_tensor_is_left_to_the_rules(tmp_path: Path) -> None:
     made = sketch()
     made.set_tensor("model.layers.0.self_attn.q_proj.weight", (0,))
     assert open_checkpoint(made.write_state_dict(tmp_path / "a.bin")).format == "torch-zip-state-dict"
+
+
+def test_zero3_half_of_the_tensors_is_left_to_the_rules(tmp_path: Path) -> None:
+    names = [f"layers.{number}.weight" for number in range(4)]
+    half = {name: tensor((0,) if number < 2 else (2,)) for number, name in enumerate(names)}
+    assert open_checkpoint(write_safetensors(tmp_path / "a", half)).tensors[names[0]].shape == (0,)
+    assert "torch.Size([0])" in refuse(write_safetensors(tmp_path / "a", half | {names[2]: tensor((0,))}))
 
 
 def test_deepspeed_model_states_with_whole_weights_are_checked(tmp_path: Path) -> None:
@@ -354,6 +367,7 @@ PACKED = {
     "fp8": {"weight": ((48, 48), "int8"), "weight_scale_inv": ((1, 1), "float32")},
     "hqq": {"W_q": ((48, 24), "uint8"), "scale": ((1, 48), "float16"), "zero": ((1, 48), "float16")},
     "mxfp4": {"weight_blocks": ((8, 48, 3, 16), "uint8"), "weight_scales": ((8, 48, 3), "uint8")},
+    "torch-quantized": {"scale": ((), "float32"), "zero_point": ((), "int64")},
     "unknown": {"weight": ((48, 24), "uint8")},
 }  # fmt: skip
 
@@ -367,12 +381,52 @@ def test_quantised_layout_is_recognised_by_its_companions(method: str, tmp_path:
     assert open_checkpoint(write_safetensors(tmp_path / "a", made.tensors)).quantization == method
 
 
-@pytest.mark.parametrize("suffix", ["sinks", "A_log", "weight_norm"])
-def test_dense_layout_with_unusual_tensors_is_not_called_quantised(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("self_attn.sinks", (12,), "float16"),
+        ("self_attn.conv_weight_norm", (12, 4), "float16"),
+        ("self_attn.position_ids", (1, 512), "int64"),
+        ("self_attn.bucket_blocks", (4, 4), "float16"),
+        ("self_attn.counter.weight", (12,), "int64"),
+        ("self_attn.weight_scaled", (12,), "float16"),
+    ],
+)
+def test_dense_layout_with_unusual_tensors_is_not_called_quantised(
+    name: str, shape: tuple[int, ...], dtype: str, tmp_path: Path
+) -> None:
     made = sketch()
-    made.set_tensor(f"model.layers.0.self_attn.{suffix}", (12,))
-    made.set_tensor("model.position_ids", (1, 512), "int64")
+    made.set_tensor(f"model.layers.0.{name}", shape, dtype)
     assert open_checkpoint(write_safetensors(tmp_path / "a", made.tensors)).quantization is None
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_weights_in_8_bit_floats_are_packed_only_where_the_config_says_so(claimed: bool, tmp_path: Path) -> None:
+    text = b'{"lm_head.weight":{"dtype":"F8_E4M3","shape":[4,4],"data_offsets":[0,16]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}' if claimed else "{}")
+    assert open_checkpoint(tmp_path).quantization == ("fp8" if claimed else None)
+
+
+@pytest.mark.parametrize(
+    ("section", "method"),
+    [
+        ({"quant_method": "gptq"}, "gptq"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        ({"bits": 4}, "unknown"),
+        ({"quant_method": "\x1b[31m"}, "\\x1b[31m"),
+        ("gptq", "awq"),
+        (None, "awq"),
+    ],
+)
+def test_quantised_method_is_the_configs_word_where_weights_are_packed(
+    section: object, method: str, tmp_path: Path
+) -> None:
+    made = sketch()
+    made.set_tensor("model.layers.0.self_attn.q_proj.qweight", (48, 6), "int32")
+    made.config["quantization_config"] = section
+    assert open_checkpoint(made.write_folder(tmp_path)).quantization == method
 
 
 def test_quantised_config_on_dense_weights_is_told_and_checked(tmp_path: Path) -> None:
@@ -381,3 +435,22 @@ def test_quantised_config_on_dense_weights_is_told_and_checked(tmp_path: Path) -
     found = open_checkpoint(made.write_folder(tmp_path))
     assert found.quantization is None
     assert any("names the quantisation method fp8, but the weights are stored dense" in note for note in found.ignored)
+    found = open_checkpoint(tmp_path / "model.safetensors")
+    assert found.ignored == (
+        "config.json beside the file names the quantisation method fp8, but the weights are stored dense",
+    )
+
+
+def test_relative_paths_are_read_beside_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sketch().write_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = open_checkpoint("model.safetensors")
+    assert (found.root, found.config is not None) == (".", True)
+    assert open_checkpoint(".").format == "folder-safetensors"
+    assert "config.json: is a JSON text; give the model folder" in refuse("config.json")
+    write_safetensors("weights.index.safetensors", sketch().tensors)
+    assert open_checkpoint("weights.index.safetensors").format == "safetensors"
+    write_torch_zip("__0_0.distcp", [1])
+    assert "dcp_to_torch . OUT.pt" in refuse("__0_0.distcp")
+    write_torch_zip("zero_pp_rank_0_mp_rank_00_model_states.pt", {"buffer_names": []})
+    assert "a DeepSpeed checkpoint (ZeRO shards)" in refuse("zero_pp_rank_0_mp_rank_00_model_states.pt")

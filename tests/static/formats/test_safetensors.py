@@ -76,6 +76,7 @@ def test_tensor_every_dtype_has_its_size(stored: str, file: Path) -> None:
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":NaN}}', "NaN is no JSON number"),
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":-Infinity}}', "-Infinity is no JSON number"),
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":1e999}}', "out of range"),
+        (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":' + b"9" * 400 + b"}}", "out of range"),
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":"\\ud800"}}', "half a surrogate pair"),
         (b'{"\\uDFFF":' + ENTRY + b"}", "half a surrogate pair"),
         (b'{"a":{"dtype":"F32","shape":[true,6],"data_offsets":[0,24]}}', "shape that is not a list of sizes"),
