@@ -26,7 +26,8 @@ def shapes_claim(
     doubt = _shapes_doubt(subject, static, skipped)
     if doubt:
         return ClaimResult("shapes", ClaimState.NOT_CHECKED, doubt, n_run)
-    return ClaimResult("shapes", ClaimState.PASS, "", n_run)
+    waived = [skip for skip in skipped if skip.code in static and skip.needs == NEEDS_SELECTION]
+    return ClaimResult("shapes", ClaimState.PASS, f"without {_codes(waived)} (--ignore)" if waived else "", n_run)
 
 
 def _shapes_doubt(subject: Subject, static: set[str], skipped: Sequence[Skipped]) -> str:

@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr
         _show_traceback()
         screen.complain(_internal(error), 3)
         return 3
+    except BaseException as error:  # a panic of a library in Rust is no Exception; leaving is
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        screen.complain(_internal(error), 3)
+        return 3
     return code
 
 

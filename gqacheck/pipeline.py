@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gqacheck.runtime.run import Progress
 
 UNRUNNABLE = frozenset(
-    ("GQA012", "GQA014", "GQA101", "GQA102", "GQA103", "GQA104", "GQA106", "GQA107", "GQA109", "GQA110", "GQA301",
-     "GQA302", "GQA303", "GQA304", "GQA305", "GQA409", "GQA410")
+    ("GQA012", "GQA014", "GQA101", "GQA102", "GQA103", "GQA104", "GQA106", "GQA107", "GQA109", "GQA110", "GQA111",
+     "GQA301", "GQA302", "GQA303", "GQA304", "GQA305", "GQA402", "GQA409", "GQA410")
 )  # fmt: skip
 """Rules whose errors mean that no model can be built from the tensors, so running it would only repeat them.
 

@@ -24,6 +24,10 @@ MAX_PLAIN_VALUES = 1_000_000
 MAX_OBJECTS = 400_000
 """Objects in one text."""
 
+VALUES_PER_OBJECT = 16
+SPARE_VALUES = 200_000
+"""What a header may hold: a tensor of six sizes has 13 commas and brackets; the rest is for the metadata's texts."""
+
 MAX_DEPTH = 127
 """Nesting that serde_json allows."""
 
@@ -52,8 +56,11 @@ def parse_json(
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
     if values > max_values:
         raise ValueError(f"it holds about {values:,} values; more than {max_values:,} are not read")
-    if data.count(b"{") > MAX_OBJECTS:
-        raise ValueError(f"it holds about {data.count(b'{'):,} objects; more than {MAX_OBJECTS:,} are not read")
+    n_objects = data.count(b"{")
+    if n_objects > MAX_OBJECTS:
+        raise ValueError(f"it holds about {n_objects:,} objects; more than {MAX_OBJECTS:,} are not read")
+    if strict and values > SPARE_VALUES + VALUES_PER_OBJECT * n_objects:
+        raise ValueError(f"it holds about {values:,} values in {n_objects:,} objects, which is no list of tensors")
     if len(data) > MAX_WIDE_BYTES and not data.isascii():
         raise ValueError(f"it is {len(data):,} bytes long and not ASCII; more than {MAX_WIDE_BYTES:,} are not read")
     try:

@@ -66,10 +66,20 @@ _DANGEROUS: Mapping[str, str] = {
 }  # fmt: skip
 """Module or name, with everything below it -> what it can do."""
 
-_ODD: Mapping[str, str] = dict.fromkeys(
-    ("builtins.getattr", "__builtin__.getattr"),
-    "fetches any attribute by name: pickles of nested functions need it, and so do exploits",
-)
+_COMPILED = (
+    "convert_frame.CatchErrorsWrapper", "convert_frame.ConvertFrame", "convert_frame.ConvertFrameAssert",
+    "convert_frame.ConvertFrameBox", "eval_frame.OptimizeContext", "hooks.Hooks", "repro.after_dynamo.WrapBackendDebug",
+)  # fmt: skip
+_ODD: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("builtins.getattr", "__builtin__.getattr"),
+        "fetches any attribute by name: pickles of nested functions need it, and so do exploits",
+    ),
+    **dict.fromkeys(
+        (f"torch._dynamo.{name}" for name in _COMPILED),
+        "is part of a torch.compile wrapper: save model._orig_mod instead",
+    ),
+}
 """Unknown, with a reason. Healthy PhiMoE modules of transformers 5 hold getattr, so it is no error."""
 
 
@@ -149,11 +159,11 @@ def classify(path: str) -> tuple[Standing, str]:
     """
     if path in _KNOWN:
         return "known", ""
+    if path in _ODD:
+        return "unknown", _ODD[path]
     reason = _find_danger(path)
     if reason:
         return "dangerous", reason
-    if path in _ODD:
-        return "unknown", _ODD[path]
     if not (path.isascii() and path.isprintable()):
         return "unknown", "holds characters that can be made to look like a known name"
     names = path.split(".")

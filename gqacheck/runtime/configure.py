@@ -34,10 +34,12 @@ _BOOKKEEPING = frozenset(
         "quantization_config", "return_dict", "task_specific_params", "tf_legacy_loss", "tokenizer_class",
         "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "pretraining_tp",
         "cross_attention_hidden_size", "add_cross_attention", "tie_encoder_decoder", "decoder_start_token_id",
-        "sep_token_id",
+        "sep_token_id", "attn_implementation", "experts_implementation", "use_kernels",
     )
 )  # fmt: skip
 _MAX_LAYERS = 10_000
+_MAX_REPEATS = 4_096
+_MEASURED_REPEATS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts")
 _QUERY_HEADS = ("num_attention_heads",)
@@ -126,7 +128,17 @@ def settle_config(config: Any, geometry: Geometry) -> None:
 
 
 def _clean(config: Mapping[str, Plain]) -> dict[str, Any]:
-    """The config's values without private keys and bookkeeping, as mutable plain data."""
+    """The config's values without private keys and bookkeeping, as mutable plain data.
+
+    Raises:
+        CannotRun: a count of layers or experts that is not measured, and that no model has, would be built.
+    """
+    for key, value in config.items():
+        repeats = key not in _MEASURED_REPEATS and any(word in key for word in ("layers", "blocks", "experts"))
+        if repeats and isinstance(value, int) and value > _MAX_REPEATS:
+            raise CannotRun(
+                f"the config says {key}={value}, more than {_MAX_REPEATS}: it is not built", supported=False
+            )
     return {
         key: plain_copy(value)
         for key, value in config.items()

@@ -53,10 +53,13 @@ def load_model(
         except MissingTokenizer as error:  # the model is worth having without it
             warnings.warn(f"load_model: {error}".replace("--tokenizer", "tokenizer="), stacklevel=2)
     with quiet_and_offline():
-        model = rebuild(checkpoint, geometry, dtype=wanted, device=where).model
+        rebuilt = rebuild(checkpoint, geometry, dtype=wanted, device=where)
+        model = rebuilt.model
         _adopt_generation_config(model, checkpoint.generation_config)
         if device_map is not None:
             model = _dispatch(model, device_map)
+    for note in rebuilt.notes:  # outside of the quiet part: whoever uses the model must hear what is not as stored
+        warnings.warn(f"load_model: {note}", stacklevel=2)
     return model, found
 
 

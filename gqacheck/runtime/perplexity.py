@@ -78,6 +78,11 @@ def measure_perplexity(
     started = time.perf_counter()
     vocab = int(model.get_output_embeddings().weight.shape[0])
     positions = min(corpus.window, _max_positions(model))
+    if positions - len(encoder.prefix) < 2:
+        raise ReadError(
+            f"the tokenizer puts {len(encoder.prefix)} ids before every text, and a window has {positions} positions: "
+            "name another tokenizer with --tokenizer"
+        )
     tokens = [encoder.encode(segment.text) for segment in corpus.segments]
     if sum(map(len, tokens)) < MIN_TOKENS:
         raise ReadError(

@@ -1,11 +1,14 @@
 """A model that runs, made of a checkpoint's tensors and config and the stock transformers class.
 
 The pickle is never executed: shapes come from ``Geometry``, settings from the config as data, weights from the bytes,
-buffers are computed anew in float32 (a pickle made after ``model.half()`` holds rounded ones).
+buffers are computed anew in float32 (a pickle made after ``model.half()`` holds rounded ones). A whole-module pickle
+runs from its modules, so where it says more than rounding can explain (another ``inv_freq``, another ``scaling``), that
+is what the rebuilt model runs with.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gqacheck.checkpoint import Checkpoint
+from gqacheck.checkpoint import Checkpoint, Container
 from gqacheck.geometry.facts import Geometry
+from gqacheck.geometry.names import clean
 from gqacheck.runtime.configure import CannotRun
 from gqacheck.runtime.layouts import Source, live_sources
 from gqacheck.runtime.skeleton import build_skeleton, live_layers
 from gqacheck.runtime.weights import WeightReader, is_floating, same_bytes
 
 _SHOWN = 3
+_READ_BY_FORWARD = ("scaling", "variance_epsilon", "eps")
 _GROUPED_BYTES = 16  # torch 2.13: "strides should be multiple of 16 bytes"
 _LEFTOVERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias")
 
@@ -47,6 +52,7 @@ def rebuild(
         CannotRun: one sentence says why it cannot be rebuilt.
         ReadError: the bytes of a weight are not there.
     """
+    _refuse_trained_copies(checkpoint)
     model, notes = build_skeleton(checkpoint, geometry)
     path, _ = live_layers(model, geometry)
     sources = live_sources(
@@ -59,7 +65,10 @@ def rebuild(
     )
     loader = _Loader(model, geometry, sources, dtype, device)
     notes += loader.load(checkpoint, progress)
-    notes += _compare_buffers(model, sources)
+    modules_decide = checkpoint.container is Container.MODULE
+    notes += _settle_buffers(model, sources, keep=modules_decide)
+    if modules_decide:
+        notes += _adopt_attributes(model, checkpoint, geometry)
     notes += _choose_experts(model)
     model.to(device)
     if dtype is not None:
@@ -210,26 +219,68 @@ def _resizable(geometry: Geometry, sources: dict[str, Source]) -> set[str]:
     return {name for name, source in sources.items() if source.parts[0].name in stored}
 
 
-def _compare_buffers(model: Any, sources: dict[str, Source]) -> list[str]:
-    """Sentences on stored buffers that differ from the ones computed anew."""
+def _refuse_trained_copies(checkpoint: Checkpoint) -> None:
+    """Nothing; raises CannotRun for peft's ``modules_to_save``, which stores the base and the trained weights."""
+    copies = [name for name in checkpoint.tensors if "modules_to_save." in name]
+    if copies:
+        raise CannotRun(
+            f"{_count(copies, 'tensor was', 'tensors were')} trained beside the base model (modules_to_save): "
+            f"{_some(copies, verb=False)}; merge first: model = model.merge_and_unload()",
+            supported=False,
+        )
+
+
+def _settle_buffers(model: Any, sources: dict[str, Source], *, keep: bool) -> list[str]:
+    """Sentences on stored buffers that differ from the ones computed anew; with ``keep`` the stored values then stay.
+
+    A rounded buffer is never kept: rounding is what ``model.half()`` did to it.
+
+    Raises:
+        CannotRun: with ``keep``, a stored buffer has another length than the layer's head_dim needs.
+    """
     found: dict[str, str] = {}
     live = dict(model.named_buffers())
-    rotary = [buffer for name, buffer in live.items() if name.endswith("rotary_emb.inv_freq")]
+    rotary = [name for name in live if name.endswith("rotary_emb.inv_freq")]
     shared = rotary[0] if len(rotary) == 1 else None
     with WeightReader() as reader:
         for name, source in sources.items():
             info = source.parts[0]
-            computed = live.get(name)
-            if computed is None and name.endswith("rotary_emb.inv_freq"):
-                computed = shared  # to 4.47 every layer had its own
-            if computed is None or not is_floating(info.dtype) or info.storage is None or info.numel > 1 << 20:
+            target = name
+            if name not in live and name.endswith("rotary_emb.inv_freq") and shared:
+                target = shared  # to 4.47 every layer had its own
+            if target not in live or not is_floating(info.dtype) or info.storage is None or info.numel > 1 << 20:
                 continue
             leaf = name.rpartition(".")[2]
-            if leaf not in found and leaf.removeprefix("original_") not in found:
-                sentence = _difference(reader.read(info, dtype=torch.float32), computed)
-                if sentence:
-                    found[leaf] = sentence
-    return [f"{leaf} in the file {sentence}; it was computed anew" for leaf, sentence in sorted(found.items())]
+            if leaf in found or (leaf.removeprefix("original_") in found and not keep):
+                continue
+            stored, computed = reader.read(info, dtype=torch.float32), live[target]
+            sentence = _difference(stored, computed)
+            if not sentence:
+                continue
+            if keep and stored.shape != computed.shape:
+                raise CannotRun(f"{info.name} {sentence}: cut it with the heads, or build it anew")
+            if keep and not sentence.startswith("is rounded"):
+                computed.copy_(stored)
+                found[leaf] = f"{leaf} in the file {sentence}; the file's was kept"
+            else:
+                found[leaf] = f"{leaf} in the file {sentence}; it was computed anew"
+    return [sentence for _, sentence in sorted(found.items())]
+
+
+def _adopt_attributes(model: Any, checkpoint: Checkpoint, geometry: Geometry) -> list[str]:
+    """Sentences on numbers that a pickled module carries and its forward reads, where the config gives another."""
+    if [layer.index for layer in geometry.layers] != list(range(len(geometry.layers))):
+        return []
+    live = dict(model.named_modules())
+    found: dict[str, str] = {}
+    for path, info in checkpoint.modules.items():
+        module = live.get(clean(path))
+        for name in _READ_BY_FORWARD:
+            stored, built = info.attributes.get(name), getattr(module, name, None)
+            if isinstance(stored, float) and isinstance(built, float) and stored != built and math.isfinite(stored):
+                setattr(module, name, stored)
+                found.setdefault(name, f"{name} of {path} is {stored:g} where the config gives {built:g}")
+    return [f"{sentence}; the module's was kept" for sentence in found.values()]
 
 
 def _difference(stored: torch.Tensor, computed: torch.Tensor) -> str:

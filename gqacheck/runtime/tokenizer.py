@@ -61,9 +61,19 @@ class TextEncoder:
 
 
 def make_encoder(tokenizer: Any) -> TextEncoder:
-    """An encoder around ``tokenizer``; what it puts in front of a text is found by encoding one."""
-    with_special = list(tokenizer.encode("a"))
-    bare = list(tokenizer.encode("a", add_special_tokens=False))
+    """An encoder around ``tokenizer``; what it puts in front of a text is found by encoding one.
+
+    Raises:
+        MissingTokenizer: it fails on a single letter.
+    """
+    try:
+        with_special = list(tokenizer.encode("a"))
+        bare = list(tokenizer.encode("a", add_special_tokens=False))
+    except BaseException as error:  # a panic in Rust is no Exception
+        _pass_on(error)
+        raise MissingTokenizer(
+            f"the tokenizer of the checkpoint cannot encode ({one_line(error)}): name another with --tokenizer"
+        ) from error
     for start in range(len(with_special) - len(bare) + 1):
         if with_special[start : start + len(bare)] == bare:
             prefix = tuple(with_special[:start])

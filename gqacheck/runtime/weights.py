@@ -45,6 +45,9 @@ class WeightReader:
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
+        self._asked = 0
+        self._stored = 0
+        self._storages: set[tuple[str, str]] = set()
 
     def __enter__(self) -> WeightReader:
         return self
@@ -83,10 +86,20 @@ class WeightReader:
             )
         if info.numel == 0:
             return torch.empty(info.shape, dtype=dtype or stored, device=device)
+        self._asked += info.numel * size
+        if (storage.file, storage.key) not in self._storages:
+            self._storages.add((storage.file, storage.key))
+            self._stored += storage.nbytes
+        if self._asked > 2 * self._stored + _REPEATED_BYTES:
+            raise ReadError(
+                f"the tensors up to {info.name} take {self._asked} bytes out of storages of {self._stored} bytes: "
+                "they repeat each other without bound"
+            )
         mapped = self._map(storage.file)
         start = storage.offset + info.storage_offset * size
         nbytes = (last - info.storage_offset + 1) * size
-        if storage.offset < 0 or start + nbytes > len(mapped):
+        # a mapping of a file that has shrunk since would kill the process, not raise
+        if storage.offset < 0 or start + nbytes > min(len(mapped), os.stat(storage.file).st_size):
             raise ReadError(f"{info.name} lies past the end of {os.path.basename(storage.file)}: the file is truncated")
         view = torch.frombuffer(mapped, dtype=stored, count=nbytes // size, offset=start)
         tensor = view.as_strided(info.shape, info.strides).to(device=device, dtype=dtype or stored, copy=True)

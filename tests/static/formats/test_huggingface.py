@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gqacheck.checkpoint import Checkpoint, Container
+from gqacheck.checkpoint import Checkpoint, ConfigInfo, Container, TokenizerInfo
 from gqacheck.errors import NotACheckpoint, ReadError
 from gqacheck.formats import open_checkpoint
 from gqacheck.formats.model_files import group_notes
 from gqacheck.formats.shards import parse_shard_name
+from gqacheck.formats.weights import Weights, read_weights
 from gqacheck.testing.sketch import Sketch, sketch_llama
 from gqacheck.testing.writers import ordered_dict, write_safetensors, write_torch_zip
 
@@ -335,6 +337,9 @@ def test_folder_file_named_by_transformers_weights_wins(folder: Path) -> None:
     found = open_checkpoint(folder)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert found.tensors[name].shape == sketch(9).shape(name)
+    shutil.copy(folder / "config.json", folder / "mine.json")
+    edit(folder / "config.json", lambda config: config.pop("transformers_weights"))
+    assert open_checkpoint(folder, config=str(folder / "mine.json")).tensors[name].shape == sketch(9).shape(name)
     edit(folder / "config.json", lambda config: config.update(transformers_weights="../weights.safetensors"))
     assert open_checkpoint(folder).tensors[name].shape == sketch().shape(name)
 
@@ -378,6 +383,35 @@ def test_folder_with_one_file_of_its_own_name_is_read(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).format == "torch-zip-module"
     sketch().write_module(tmp_path / "second.ckpt")
     assert "several weight files and no index (pruned-llama.ckpt, second.ckpt); give one of them" in refuse(tmp_path)
+
+
+def test_folder_with_one_file_of_many_dots_is_read(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "llama.8b.v1.1.safetensors")
+    assert open_checkpoint(folder).format == "folder-safetensors"
+
+
+def test_folder_of_files_that_are_no_weights_names_them(tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    assert "several weight files and no index (a.bin, b.bin)" in refuse(tmp_path)
+
+
+def test_tokenizer_and_generation_config_of_the_pickle_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sketch().write_module(tmp_path / "pytorch_model.bin")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    tokenizer = TokenizerInfo("tokenizers-json", str(tmp_path / "pytorch_model.bin"), 10, 20)
+    generation = ConfigInfo({"eos_token_id": 2}, "pickled generation config")
+
+    def read(path: str) -> Weights:
+        return replace(read_weights(path), tokenizer=tokenizer, generation_config=generation)
+
+    monkeypatch.setattr("gqacheck.formats.read_weights", read)
+    monkeypatch.setattr("gqacheck.formats.huggingface.read_weights", read)
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        found = open_checkpoint(path)
+        assert (found.tokenizer, found.generation_config) == (tokenizer, generation)
 
 
 def test_folder_with_only_an_ema_copy_is_read(folder: Path) -> None:

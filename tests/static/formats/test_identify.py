@@ -146,6 +146,43 @@ def test_file_of_another_kind_is_named_in_one_line(content: bytes, said: str, tm
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"\x08\x00\x12\x07pytorch",  # an ONNX ir_version of 0
+        b"\x08\x21\x12\x07pytorch",  # of 33
+        b"\x09\x0e\x12\x07pytorch",  # no varint
+        b"\x08\x0e\x13\x07pytorch",  # no field that follows it
+        b"\x08\x0e\x12\x07",
+        (0).to_bytes(8, "little")[:7] + b'\x01{"',
+        (1).to_bytes(8, "little") + b"{",
+        (50).to_bytes(8, "little") + b"[1]" + bytes(60),
+        (2**40).to_bytes(8, "little") + b"{ }",
+        (0).to_bytes(8, "little") + b'{"a',
+        (2).to_bytes(8, "little"),
+    ],
+)
+def test_file_nearly_of_a_kind_is_not_called_one(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    message = refuse(tmp_path / "a")
+    assert "begins with" in message or "header is 72,057,594,037,927,936 bytes" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ((2).to_bytes(8, "little") + b"{}", "without a single tensor"),
+        ((9).to_bytes(8, "little") + b" \t\r\n{  }x", "is not JSON"),
+        ((100_000_000).to_bytes(8, "little") + b"{ }", "is cut short"),
+        ((2**40).to_bytes(8, "little") + b'{"', "claims a header of 1,099,511,627,776 bytes"),
+        ((1).to_bytes(8, "little") + b'{"', "header cannot be read"),
+    ],
+)
+def test_file_that_begins_like_safetensors_is_judged_as_one(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert said in refuse(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
     ("name", "said"),
     [
         ("tiny.gguf", "a GGUF file (llama.cpp); check the folder"),

@@ -103,6 +103,10 @@ def test_tensor_every_dtype_has_its_size(stored: str, file: Path) -> None:
         (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24],"x":' + b"[" * 126 + b"]" * 126 + b"}}", "nested"),
         (b'{"a":' + b"[" * 50_000, "nested"),
         (b'{"a":' + b"[]," * 1_400_000, "more than 2,600,000 are not read"),
+        (b'{"a":' + b"0," * 200_017, "about 200,018 values in 1 objects, which is no list of tensors"),
+        (b'{"a":' + b"{" * 400_000, "about 400,001 objects; more than 400,000 are not read"),
+        (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[-1,23]}}', "not two byte counts"),
+        (b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,18446744073709551616]}}', "not two byte counts"),
         (b'{"a\x1b[31m":{"dtype":"F32","shape":1,"data_offsets":[0,24]}}', "not JSON"),
         (b'{"a\\u001b[31m":{"dtype":"F32","shape":1,"data_offsets":[0,24]}}', "tensor a\\x1b[31m has a shape"),
     ],
@@ -217,14 +221,34 @@ def test_layout_that_the_library_refuses_is_a_defect(
     assert set(found.tensors) == set(entries)
 
 
+def test_layout_faults_of_one_kind_are_one_defect_that_names_the_first(file: Path) -> None:
+    header = {
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        "b": {"dtype": "F32", "shape": [3], "data_offsets": [5, 9]},
+        "c": {"dtype": "F32", "shape": [1], "data_offsets": [10, 14]},
+    }
+    size, place = read(write(file, header, 14)).defects
+    assert "a's (and 1 more) shape and dtype need 8 bytes, its data_offsets span 4" in size.message
+    assert (size.tensors, size.expected, size.actual) == (("a", "b"), 8, 4)
+    assert "b's (and 1 more) bytes begin at 5 where the tensor before ends at 4" in place.message
+    assert (place.tensors, place.expected, place.actual) == (("b", "c"), 4, 5)
+    header["b"]["data_offsets"] = [4, 8]
+    header["c"]["data_offsets"] = [8, 12]
+    header["b"]["shape"] = [1]
+    (size,) = read(write(file, header, 12)).defects
+    assert "a's shape and dtype need" in size.message
+
+
 def test_empty_tensor_takes_no_bytes_and_no_blame(file: Path) -> None:
     header: dict[str, object] = {
         "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
         "e": {"dtype": "F32", "shape": [0, 7], "data_offsets": [24, 24]},
+        "f": {"dtype": "F32", "shape": [3, 0, 5], "data_offsets": [24, 24]},
         "s": {"dtype": "F32", "shape": [], "data_offsets": [24, 28]},
     }
     found = read(write(file, header, 28))
     assert found.defects == ()
+    assert (found.tensors["e"].strides, found.tensors["f"].strides) == ((7, 1), (5, 5, 1))  # as torch has them
     assert (found.tensors["e"].numel, found.tensors["s"].numel, found.tensors["s"].strides) == (0, 1, ())
 
 
