@@ -13,6 +13,7 @@ from typing import Any
 from gqacheck.checkpoint import Checkpoint, Plain, TokenizerInfo
 from gqacheck.errors import GqacheckError, ReadError
 from gqacheck.runtime.configure import CannotRun, one_line
+from gqacheck.runtime.tokenizer_bounds import refuse_expansion
 
 MAX_TOKENIZER_BYTES = 128 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -154,6 +155,9 @@ def _read(path: str, offset: int, nbytes: int) -> bytes:
 def _from_folder(folder: str, attributes: Any) -> Any:
     from transformers import AutoTokenizer
 
+    stored = os.path.join(folder, "tokenizer.json")
+    if os.path.isfile(stored):
+        refuse_expansion(_read(stored, 0, os.path.getsize(stored)).decode("utf-8"))
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except BaseException as error:  # a folder whose class is unknown or remote may still hold the data
@@ -177,6 +181,7 @@ def _from_json(text: str, attributes: Any) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    refuse_expansion(text)
     backend = Tokenizer.from_str(text)
     backend.no_padding()
     backend.no_truncation()

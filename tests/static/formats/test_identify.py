@@ -55,7 +55,8 @@ def test_file_of_torch_is_known_by_content_not_suffix(
 
 def test_safetensors_named_bin_is_known_by_content(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "pytorch_model.bin", sketch().tensors)
-    assert open_checkpoint(path).format == "safetensors"
+    found = open_checkpoint(path)
+    assert (found.format, found.config, found.ignored) == ("safetensors", None, ())
 
 
 def test_bytes_read_are_a_fraction_of_the_file_and_counted(tmp_path: Path) -> None:
@@ -153,7 +154,6 @@ def test_file_of_another_kind_is_named_in_one_line(content: bytes, said: str, tm
         b"\x09\x0e\x12\x07pytorch",  # no varint
         b"\x08\x0e\x13\x07pytorch",  # no field that follows it
         b"\x08\x0e\x12\x07",
-        (0).to_bytes(8, "little")[:7] + b'\x01{"',
         (1).to_bytes(8, "little") + b"{",
         (50).to_bytes(8, "little") + b"[1]" + bytes(60),
         (2**40).to_bytes(8, "little") + b"{ }",
@@ -163,8 +163,7 @@ def test_file_of_another_kind_is_named_in_one_line(content: bytes, said: str, tm
 )
 def test_file_nearly_of_a_kind_is_not_called_one(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
-    message = refuse(tmp_path / "a")
-    assert "begins with" in message or "header is 72,057,594,037,927,936 bytes" in message
+    assert "begins with" in refuse(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
