@@ -257,6 +257,8 @@ def _settle_buffers(model: Any, sources: dict[str, Source], *, keep: bool) -> li
             sentence = _difference(stored, computed)
             if not sentence:
                 continue
+            if leaf.endswith("inv_freq") and sentence.startswith("differs"):
+                sentence += " (are its rope settings the model's?)"
             if keep and stored.shape != computed.shape:
                 raise CannotRun(f"{info.name} {sentence}: cut it with the heads, or build it anew")
             if keep and not sentence.startswith("is rounded"):
@@ -294,7 +296,7 @@ def _difference(stored: torch.Tensor, computed: torch.Tensor) -> str:
     for dtype in (torch.float16, torch.bfloat16):
         if torch.equal(computed.to(dtype).float(), stored):
             return f"is rounded to {str(dtype).removeprefix('torch.')}, by up to {most:.3g}"
-    return f"differs by up to {most:.3g} from what the config gives (are its rope settings the model's?)"
+    return f"differs by up to {most:.3g} from what the config gives"
 
 
 def _choose_experts(model: Any) -> list[str]:

@@ -319,7 +319,7 @@ def test_mistral_consolidated_is_told_from_metas(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text("{}")
     assert "convert_mistral_weights_to_hf.py" in refuse(tmp_path)
     write_safetensors(tmp_path / "weights.safetensors", rename(LITGPT).tensors)
-    assert "a LitGPT checkpoint" in refuse(tmp_path)
+    assert "litgpt convert_from_litgpt" in refuse(tmp_path)
 
 
 def test_meta_folder_is_named_by_its_first_part(tmp_path: Path) -> None:
