@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 
 GEOMETRIES = {
@@ -114,3 +115,7 @@ def _write_sparse(path: Path, tensors: dict[str, list[int]]) -> int:
         out.write(struct.pack("<Q", len(text)) + text)
         out.truncate(8 + len(text) + position)
     return position
+
+
+if __name__ == "__main__":  # in a process of its own, so that the one that measures stays small
+    write_module_bin(sys.argv[1], Path(sys.argv[2]), tokenizer="--tokenizer" in sys.argv)

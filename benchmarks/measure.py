@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished process: wall-clock seconds, peak resident MiB, what it printed."""
+    """One finished process: wall-clock seconds, peak resident MiB, what it printed, its exit code.
+
+    A child's peak counts from its fork, so the measuring process must itself stay small: import nothing heavy here.
+    """
 
     seconds: float
     peak_mib: float
     output: str
+    code: int = 0
 
 
 def run_once(command: Sequence[str]) -> Run:
@@ -30,7 +34,7 @@ def run_once(command: Sequence[str]) -> Run:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode < 0:
         raise RuntimeError(f"{command[0]} was ended by signal {-child.returncode}")
-    return Run(seconds, usage.ru_maxrss / 1024, output)
+    return Run(seconds, usage.ru_maxrss / 1024, output, child.returncode)
 
 
 def side_by_side(commands: Mapping[str, Sequence[str]], *, rounds: int = 7) -> dict[str, list[Run]]:
