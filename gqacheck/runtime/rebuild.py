@@ -251,7 +251,7 @@ def _settle_buffers(model: Any, sources: dict[str, Source], *, keep: bool) -> li
             if target not in live or not is_floating(info.dtype) or info.storage is None or info.numel > 1 << 20:
                 continue
             leaf = name.rpartition(".")[2]
-            if leaf in found or (leaf.removeprefix("original_") in found and not keep):
+            if leaf in found:
                 continue
             stored, computed = reader.read(info, dtype=torch.float32), live[target]
             sentence = _difference(stored, computed)
@@ -266,7 +266,8 @@ def _settle_buffers(model: Any, sources: dict[str, Source], *, keep: bool) -> li
                 found[leaf] = f"{leaf} in the file {sentence}; the file's was kept"
             else:
                 found[leaf] = f"{leaf} in the file {sentence}; it was computed anew"
-    return [sentence for _, sentence in sorted(found.items())]
+    copies = {f"original_{leaf}" for leaf in found}  # transformers keeps a second copy: one sentence is enough
+    return [sentence for leaf, sentence in sorted(found.items()) if leaf not in copies]
 
 
 def _adopt_attributes(model: Any, checkpoint: Checkpoint, geometry: Geometry) -> list[str]:
