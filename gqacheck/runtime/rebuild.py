@@ -8,7 +8,6 @@ is what the rebuilt model runs with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -280,10 +279,15 @@ def _adopt_attributes(model: Any, checkpoint: Checkpoint, geometry: Geometry) ->
         module = live.get(clean(path))
         for name in _READ_BY_FORWARD:
             stored, built = info.attributes.get(name), getattr(module, name, None)
-            if isinstance(stored, float) and isinstance(built, float) and stored != built and math.isfinite(stored):
+            if _is_number(stored) and isinstance(built, float) and stored != built:
                 setattr(module, name, stored)
                 found.setdefault(name, f"{name} of {path} is {stored:g} where the config gives {built:g}")
     return [f"{sentence}; the module's was kept" for sentence in found.values()]
+
+
+def _is_number(value: object) -> bool:
+    """Whether a module attribute is a number that a forward pass would multiply by; NaN is one, and shows."""
+    return isinstance(value, float) or (type(value) is int and value.bit_length() < 64)
 
 
 def _difference(stored: torch.Tensor, computed: torch.Tensor) -> str:

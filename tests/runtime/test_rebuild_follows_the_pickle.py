@@ -37,11 +37,15 @@ def other_scaling(model: Any) -> None:
     model.model.layers[1].self_attn.scaling = 1.25
 
 
+def whole_scaling(model: Any) -> None:
+    model.model.layers[1].self_attn.scaling = 1
+
+
 def other_epsilon(model: Any) -> None:
     model.model.layers[0].input_layernorm.variance_epsilon = 1e-2
 
 
-@pytest.mark.parametrize("change", [other_rope, other_scaling, other_epsilon])
+@pytest.mark.parametrize("change", [other_rope, other_scaling, whole_scaling, other_epsilon])
 def test_rebuild_of_a_module_keeps_what_its_forward_reads(change: Callable[[Any], None], tmp_path: Path) -> None:
     model = tiny()
     before = model(IDS).logits.detach()
@@ -54,6 +58,17 @@ def test_rebuild_of_a_module_keeps_what_its_forward_reads(change: Callable[[Any]
         expected = model(IDS).logits
         assert torch.equal(rebuilt(IDS).logits, expected)
         assert not torch.equal(before, expected)
+
+
+def test_rebuild_of_a_module_keeps_a_nan_that_its_forward_reads(tmp_path: Path) -> None:
+    model = tiny()
+    model.model.layers[1].self_attn.scaling = float("nan")
+    torch.save(model, tmp_path / "m.bin")
+    with pytest.warns(UserWarning, match="scaling of model.layers.1.self_attn is nan"):
+        rebuilt, _ = gqacheck.load_model(tmp_path / "m.bin")
+    rebuilt.set_attn_implementation("eager")  # as the live model ran; torch's sdpa hides a NaN scale
+    assert rebuilt(IDS).logits.isnan().any()
+    assert model(IDS).logits.isnan().any()
 
 
 def test_rebuild_of_a_module_refuses_frequencies_of_another_head_dim(tmp_path: Path) -> None:
