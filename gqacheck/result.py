@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.geometry.facts import Geometry, RuntimeFacts
+from gqacheck.geometry.origins import Lineage
 from gqacheck.rules.rule import Finding, Skipped
 
 
@@ -51,6 +52,7 @@ class CheckpointReport:
     findings: tuple[Finding, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     runtime: RuntimeFacts | None = None
+    lineage: Lineage | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -12,6 +12,7 @@ from typing import Literal
 
 from gqacheck.checkpoint import Checkpoint, ConfigInfo, Container, ModuleInfo, Plain
 from gqacheck.geometry.families import Family
+from gqacheck.geometry.origins import Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ class Expectations:
 class Subject:
     """What every rule is handed: one checkpoint with its geometry, the parent's where given, the caller's word.
 
-    ``runtime`` is filled before the GQA7xx rules run.
+    ``lineage`` is filled before the GQA6xx rules run, ``runtime`` before the GQA7xx rules.
     """
 
     checkpoint: Checkpoint
@@ -263,6 +264,7 @@ class Subject:
     base: Subject | None = None
     expect: Expectations = field(default_factory=Expectations)
     runtime: RuntimeFacts | None = None
+    lineage: Lineage | None = None
 
     @property
     def container(self) -> Container:
@@ -312,11 +314,35 @@ class Perplexity:
 
 
 @dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """Where a perplexity comes from, on one corpus: the parent, the parent with the child's missing heads and channels
+    masked, and the child; same windows for all three.
+
+    verdict: ``pairing`` (the masked parent is fine, so the rest is wrong pairing), ``over-pruned`` (the masked parent is
+    as bad as the child), ``loader`` (the masked parent is fine and the pairing too: shapes, attributes or the loader),
+    ``base-broken`` (the parent itself is), ``fine`` (the child is about as good as the masked parent).
+    partial: some of the child's parts could not be masked in the parent; ``note`` says which.
+    """
+
+    corpus: str
+    protocol: str
+    base: float
+    masked: float
+    child: float
+    tokens: int
+    windows: int
+    verdict: Literal["pairing", "over-pruned", "loader", "base-broken", "fine"]
+    partial: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeFacts:
     """What happened when the model was rebuilt and run.
 
     failure: one sentence, with the stage that failed (``rebuild``, ``tokenizer``, ``forward``) in failure_stage.
-    non_finite: number of logits that were NaN or Inf, of logits_seen.
+    non_finite: number of logits that were NaN or Inf, of logits_seen. counterfactuals: one per corpus, when --base
+    was given and there was something to explain.
     """
 
     perplexities: tuple[Perplexity, ...] = ()
@@ -328,3 +354,4 @@ class RuntimeFacts:
     device: str = "cpu"
     dtype: str = "float32"
     seconds: float = 0.0
+    counterfactuals: tuple[Counterfactual, ...] = ()

@@ -38,7 +38,7 @@ class Violation:
 
     message: one lower-case sentence with both numbers and the source of each, *without* the layer (the runner
     merges equal messages of several layers). consequence: the error text or the silent effect in the user's
-    stack. fix: what to do, imperative.
+    stack. fix: what to do, imperative. cause: what did it, where the pattern is known.
     """
 
     message: str
@@ -50,6 +50,7 @@ class Violation:
     consequence: str = ""
     fix: str = ""
     severity: Severity | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Finding:
     source: str = ""
     consequence: str = ""
     fix: str = ""
+    cause: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -53,7 +53,7 @@ def _merge(rule: Rule, violations: Sequence[Violation], cap: Severity) -> list[F
     groups: dict[tuple[object, ...], list[Violation]] = {}
     for v in violations:
         in_layer = v.layer is not None
-        key = (v.message, v.expected, v.actual, v.source, v.consequence, v.fix, v.severity, in_layer)
+        key = (v.message, v.expected, v.actual, v.source, v.consequence, v.fix, v.cause, v.severity, in_layer)
         groups.setdefault(key, []).append(v)
     findings = [_finding(rule, group, cap) for group in groups.values()]
     findings.sort(key=lambda finding: finding.layers[:1])
@@ -76,6 +76,7 @@ def _finding(rule: Rule, group: Sequence[Violation], cap: Severity) -> Finding:
         source=first.source,
         consequence=first.consequence,
         fix=first.fix,
+        cause=first.cause,
     )
 
 
