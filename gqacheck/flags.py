@@ -93,7 +93,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "what the checkpoint does not say",
         (
-            Flag("--base", "PARENT", "the checkpoint before pruning; counts are compared, not weights", path=True),
+            Flag("--base", "PARENT", "the checkpoint before pruning; auto = the one that the config names", path=True),
             Flag("--config", "FILE", "a config.json for a checkpoint that carries none", path=True),
             Flag("--family", "NAME", "the model family (llama, qwen2, ...) when it is not recognised"),
             Flag("--head-dim", "N", "rows of one head", whole_number(1)),

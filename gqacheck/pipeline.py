@@ -16,11 +16,13 @@ from gqacheck.checkpoint import Checkpoint
 from gqacheck.claims import REQUIRABLE, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError
 from gqacheck.geometry.facts import Expectations, Geometry, RuntimeFacts, Subject
+from gqacheck.geometry.origins import Lineage
 from gqacheck.result import CheckpointReport, Verdict
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, choose_rules, run_rules
 
 if TYPE_CHECKING:
+    from gqacheck.lineage.pair import Samples
     from gqacheck.runtime.run import Progress
 
 UNRUNNABLE = frozenset(
@@ -122,7 +124,7 @@ def check(
 def check_model(
     model: Any,
     *,
-    base: str | os.PathLike[str] | None = None,
+    base: Any = None,
     expect_layers: int | None = None,
     expect_ratio: tuple[int, int] | None = None,
     select: Sequence[str] = (),
@@ -132,21 +134,26 @@ def check_model(
 ) -> CheckpointReport:
     """The report of the static rules on a live ``nn.Module``: its shapes, its attributes and its config.
 
-    A module without decoder layers gives a report whose ``error`` says so and whose ``exit_code`` is 3.
+    base: the parent, a path or another live module; then its weights are compared too. A module without decoder layers
+    gives a report whose ``error`` says so and whose ``exit_code`` is 3.
 
     Raises: UsageError for options that make no sense.
     """
-    from gqacheck.runtime.live import describe_model
+    from gqacheck.runtime.live import describe_model, live_samples
 
+    live_base = base if base is not None and not isinstance(base, (str, os.PathLike)) else None
     options = Options(
-        base=_text(base),
+        base=None if live_base is not None else _text(base),
         expect=Expectations(expect_layers, expect_ratio),
         select=_names("select", select),
         ignore=_names("ignore", ignore),
         fail_on=_severity(fail_on),
         require=_names("require", require),
     )
-    return _report("live model", lambda: describe_model(model), options)
+    parent = None
+    if live_base is not None:
+        parent = _Opened(describe_model(live_base), live_samples(live_base))
+    return _report("live model", lambda: _Opened(describe_model(model), live_samples(model)), options, parent)
 
 
 def assert_sound(model: Any, **options: Any) -> None:
@@ -167,10 +174,20 @@ def check_path(path: str, options: Options) -> CheckpointReport:
     """``check`` with its options already in one value."""
     from gqacheck.formats import open_checkpoint
 
-    return _report(path, lambda: open_checkpoint(path, config=options.config), options)
+    return _report(path, lambda: _Opened(open_checkpoint(path, config=options.config)), options)
 
 
-def _report(path: str, opener: Callable[[], Checkpoint], options: Options) -> CheckpointReport:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A checkpoint, and for a live model how sampled lines of its weights are read."""
+
+    checkpoint: Checkpoint
+    samples: Samples | None = None
+
+
+def _report(
+    path: str, opener: Callable[[], _Opened], options: Options, live_base: _Opened | None = None
+) -> CheckpointReport:
     from gqacheck.rules import RULES
 
     unknown = [name for name in options.require if name not in REQUIRABLE]
@@ -180,10 +197,12 @@ def _report(path: str, opener: Callable[[], Checkpoint], options: Options) -> Ch
     started = perf_counter()
     checkpoint: Checkpoint | None = None
     try:
-        checkpoint = opener()
+        opened = opener()
+        checkpoint = opened.checkpoint
         geometry = _measure(checkpoint, options.family, options.head_dim)
-        base = _open_base(options.base)
-        report = _judge(path, checkpoint, geometry, base, rules, left_out, options, started)
+        base = _open_base(options.base, checkpoint, live_base)
+        lineage = _trace(opened, geometry, base, live_base, options)
+        report = _judge(path, checkpoint, geometry, base, lineage, rules, left_out, options, started)
     except UsageError:
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
@@ -210,20 +229,48 @@ def _measure(checkpoint: Checkpoint, family: str | None, head_dim: int | None) -
     return measure(checkpoint, family=family, head_dim=head_dim)
 
 
-def _open_base(path: str | None) -> CheckpointReport | None:
+def _open_base(path: str | None, child: Checkpoint, live: _Opened | None) -> CheckpointReport | None:
     """The parent, measured and not judged. A parent that cannot be read stops the check: it was asked for."""
-    if path is None:
+    if path is None and live is None:
         return None
     from gqacheck.errors import ReadError
     from gqacheck.formats import open_checkpoint
+    from gqacheck.formats.parent import AUTO, find_parent
 
     started = perf_counter()
+    notes: tuple[str, ...] = ()
+    if path == AUTO and not os.path.exists(AUTO):
+        path, where = find_parent(child)
+        notes = (where,)
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = live.checkpoint if live is not None else open_checkpoint(path or "")
         geometry = _measure(checkpoint, None, None)
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
         raise ReadError(f"--base: {explain_error(error)}") from error
-    return CheckpointReport(path, Verdict.PASS, 0, checkpoint, geometry, seconds=perf_counter() - started)
+    name = path or "live model"
+    return CheckpointReport(name, Verdict.PASS, 0, checkpoint, geometry, notes=notes, seconds=perf_counter() - started)
+
+
+def _trace(
+    opened: _Opened, geometry: Geometry, base: CheckpointReport | None, live_base: _Opened | None, options: Options
+) -> Lineage | None:
+    """Where the weights came from in the parent's; what stops the comparison is said in the result."""
+    if base is None or base.checkpoint is None or base.geometry is None:
+        return None
+    from gqacheck.lineage.trace import trace_lineage
+
+    try:
+        return trace_lineage(
+            opened.checkpoint,
+            geometry,
+            base.checkpoint,
+            base.geometry,
+            child_samples=opened.samples,
+            parent_samples=live_base.samples if live_base is not None else None,
+            progress=options.progress,
+        )
+    except (GqacheckError, OSError, MemoryError, RecursionError) as error:
+        return Lineage("not-compared", explain_error(error))
 
 
 def _judge(
@@ -231,6 +278,7 @@ def _judge(
     checkpoint: Checkpoint,
     geometry: Geometry,
     base: CheckpointReport | None,
+    lineage: Lineage | None,
     rules: Sequence[Rule],
     left_out: tuple[Skipped, ...],
     options: Options,
@@ -240,7 +288,7 @@ def _judge(
     parent = None
     if base is not None and base.checkpoint is not None and base.geometry is not None:
         parent = Subject(base.checkpoint, base.geometry)
-    subject = Subject(checkpoint, geometry, base=parent, expect=options.expect)
+    subject = Subject(checkpoint, geometry, base=parent, expect=options.expect, lineage=lineage)
     static = [rule for rule in rules if rule.claim != "runtime"]
     findings, skipped = run_rules(subject, static, tolerant=True)
     seconds = perf_counter() - started
@@ -276,6 +324,7 @@ def _judge(
         findings=findings,
         skipped=skipped,
         runtime=run.facts,
+        lineage=lineage,
         error=problem or None,
         notes=missing,
         seconds=seconds,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from gqacheck.checkpoint import Checkpoint, ConfigInfo, Container, ModuleInfo, Plain, StorageInfo, TensorInfo
-from gqacheck.errors import UsageError
+from gqacheck.errors import ReadError, UsageError
+from gqacheck.lineage.cast import ITEMSIZE
+from gqacheck.lineage.matrix import Matrix
 
 _MAX_SEQUENCE = 4096
 _MAX_DEPTH = 16
@@ -58,6 +60,32 @@ def describe_model(model: Any) -> Checkpoint:
         file_bytes=sum(distinct.values()),
         seconds=time.perf_counter() - started,
     )
+
+
+def live_samples(model: Any) -> Callable[[Matrix, Sequence[int]], list[bytes]]:
+    """A reader of sampled lines for ``trace_lineage``, of the tensors that ``describe_model(model)`` names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path, module in _walk(_unwrap(model), ""):
+        for entries in (module._parameters, module._buffers):
+            for name, tensor in entries.items():
+                if isinstance(tensor, torch.Tensor):
+                    tensors[f"{path}.{name}" if path else name] = tensor
+
+    def samples(matrix: Matrix, window: Sequence[int]) -> list[bytes]:
+        tensor = tensors[matrix.info.name].detach()
+        if matrix.info.storage is None or tensor.is_meta or matrix.info.dtype not in ITEMSIZE:
+            raise ReadError(f"{matrix.info.name} holds no numbers that could be compared")
+        if not matrix.n_lines or not window:
+            return [b""] * matrix.n_lines
+        size = (max(matrix.lines) + 1, max(matrix.elements) + 1)
+        whole = tensor.as_strided(size, (matrix.line_stride, matrix.stride), matrix.base)
+        lines = torch.tensor(list(matrix.lines), device=tensor.device)
+        columns = torch.tensor([matrix.elements[element] for element in window], device=tensor.device)
+        picked = whole[lines[:, None], columns[None, :]].contiguous().cpu()
+        data, width = picked.view(torch.uint8).numpy().tobytes(), len(window) * picked.element_size()
+        return [data[at : at + width] for at in range(0, len(data), width)]
+
+    return samples
 
 
 def _unwrap(module: nn.Module) -> nn.Module:

@@ -1,0 +1,67 @@
+"""Whether the lines of a child block are a parent block's in another order."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from gqacheck.lineage.assignment import assign
+from gqacheck.lineage.evidence import MOST, apart, least_cosine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+SCREENED_COLUMNS = 64
+SHORTLIST = 3
+
+
+def best_order(child: Floats, parent: Floats) -> tuple[float, list[int]]:
+    """(cosine, order) of the order of parent lines that is most like the child's. child, parent: [L, C].
+
+    ``order[line]`` is the parent's line at the child's ``line``.
+    """
+    import numpy as np
+
+    dots = child @ parent.T
+    order = assign(dots)
+    size = float(np.linalg.norm(child)) * float(np.linalg.norm(parent))
+    return (float(dots[np.arange(len(order)), order].sum()) / size if size else 0.0), order
+
+
+def find_order(child: Floats, parent: Floats, n: float) -> tuple[tuple[int, ...], float, list[int]] | None:
+    """(candidates, cosine, order) when the lines of ``child`` are a parent block's in another order, else None.
+
+    child: [L, C]. parent: [N, L, C]. n: independent values of a block. There are L! orders to be lucky with, so the cosine
+    must be out of their reach. candidates: the best block, then those that it cannot be told from, each under its own best
+    order; ``cosine`` and ``order`` are the best one's.
+    """
+    import numpy as np
+
+    lines, columns = child.shape
+    least = max(MOST, least_cosine(n, math.log(len(parent)) + math.lgamma(lines + 1), np.empty(0)))
+    some = slice(0, columns, max(1, columns // SCREENED_COLUMNS))
+    most = _most_possible(child[:, some], parent[:, :, some])
+    shortlist = [int(j) for j in np.argsort(-most)[:SHORTLIST] if most[j] >= least]
+    tried = sorted(((*best_order(child, parent[j]), j) for j in shortlist), reverse=True)
+    if not tried or tried[0][0] < least:
+        return None
+    cosine, order, best = tried[0]
+    others = np.array([other for other, _, _ in tried[1:]])
+    alike = np.array([best_order(parent[best], parent[j])[0] for _, _, j in tried[1:]])
+    told = apart(np.float64(cosine), others, alike, n)
+    return (best, *(j for (_, _, j), distinct in zip(tried[1:], told, strict=True) if not distinct)), cosine, order
+
+
+def _most_possible(child: Floats, parent: Floats) -> NDArray[Any]:
+    """For each parent block the cosine that no order of its lines can exceed. child: [L, C], parent: [N, L, C] → [N]."""
+    import numpy as np
+
+    blocks, lines, columns = parent.shape
+    dots = child @ parent.reshape(-1, columns).T
+    reached = dots.reshape(lines, blocks, lines).max(axis=2).sum(axis=0)
+    size = np.linalg.norm(child) * np.sqrt(np.einsum("nlc,nlc->n", parent, parent))
+    bound: NDArray[Any] = np.divide(reached, size, out=np.zeros_like(reached), where=size > 0)
+    return bound

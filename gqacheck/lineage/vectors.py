@@ -1,0 +1,206 @@
+"""Biases, all-heads norms and sinks: whether each value goes with the head or channel whose weight stands there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gqacheck.checkpoint import TensorInfo
+from gqacheck.errors import ReadError
+from gqacheck.geometry.facts import Attention, Layer, Projection
+from gqacheck.geometry.origins import NOWHERE, Heads, MlpOrigin, State, VectorOrigin
+from gqacheck.lineage.cast import numbers
+from gqacheck.lineage.matrix import Matrix, channel_rows, fused_rows
+from gqacheck.lineage.pair import Pair, Side
+
+_NEAR = 0.2
+"""A block that is another parent head's lies this close to it, relative to how far it is from its own."""
+
+Kind = Literal["bias", "norm", "sinks"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """One vector of the child and its parent's: entries of both, ``width`` to a position."""
+
+    role: str
+    kind: Kind
+    tensor: str
+    ours: bytes
+    theirs: bytes
+    dtype: str
+    width: int
+    size: int
+
+    def block(self, data: bytes, position: int) -> bytes:
+        """The entries of one position."""
+        step = self.width * self.size
+        return data[position * step : (position + 1) * step]
+
+
+def trace_vectors(
+    pair: Pair, ours: Layer, theirs: Layer, heads: Mapping[str, Heads], mlps: Sequence[MlpOrigin]
+) -> tuple[VectorOrigin, ...]:
+    """What is wrong with the vectors of one layer, one value per vector; those that cannot be read are left out."""
+    found = [
+        _by_head(vector, heads[vector.role]) for vector in _of_heads(pair, ours, theirs) if _told(heads, vector.role)
+    ]
+    if ours.mlp.kind in ("gated", "plain") and theirs.mlp.kind == ours.mlp.kind and mlps:
+        found += list(_of_channels(pair, ours, theirs, mlps[0]))
+    return tuple(found)
+
+
+def _told(heads: Mapping[str, Heads], role: str) -> bool:
+    return role in heads and heads[role].told
+
+
+def _of_heads(pair: Pair, ours: Layer, theirs: Layer) -> Iterator[_Vector]:
+    a, b = ours.attention, theirs.attention
+    width = a.head_dim.value if a.head_dim else None
+    if not width:
+        return
+    for role, mine, parents, unit in (
+        ("q", a.q, b.q, a.q_unit), ("k", a.k, b.k, width), ("v", a.v, b.v, width),
+    ):  # fmt: skip
+        if mine is None or parents is None or unit is None or mine.bias is None or parents.bias is None:
+            continue
+        yield from _read(pair, role, "bias", _bias(pair.child, a, mine), _bias(pair.parent, b, parents), unit)
+    for role, norm, parent_norm in (("q", a.q_norm, b.q_norm), ("k", a.k_norm, b.k_norm)):
+        if norm is not None and parent_norm is not None and _all_heads(pair.child, a, role):
+            yield from _read(
+                pair, role, "norm", _whole(pair.child, norm.tensor), _whole(pair.parent, parent_norm.tensor), width
+            )
+    if a.sinks and b.sinks:
+        yield from _read(
+            pair, "q", "sinks", _whole(pair.child, f"{a.path}.sinks"), _whole(pair.parent, f"{b.path}.sinks"), 1
+        )
+
+
+def _all_heads(side: Side, attention: Attention, role: str) -> bool:
+    """Whether the norm has its own values for every head (OLMo-2), and not the same for all (Qwen3)."""
+    norm, projection = (attention.q_norm, attention.q) if role == "q" else (attention.k_norm, attention.k)
+    if norm is None or projection is None:
+        return False
+    entries = 1
+    for size in norm.shape:
+        entries *= size
+    return side.geometry.family.qk_norm in ("all-heads", "per-head-rows") and entries == projection.rows
+
+
+def _bias(side: Side, attention: Attention, projection: Projection) -> Matrix | None:
+    """The bias with one entry as a line, in the order of the projection's rows."""
+    info = side.checkpoint.tensors.get(projection.bias_tensor or "")
+    if info is None or len(info.shape) != 1:
+        return None
+    rows: Sequence[int] | None = range(info.shape[0])
+    if projection.derived is not None:
+        if projection.role in ("gate", "up"):
+            rows = channel_rows(projection, info.shape[0])
+        else:
+            rows = fused_rows(side.geometry, attention, projection.role)
+    return None if rows is None else Matrix(info, info.storage_offset, rows, info.strides[0], range(1), 1)
+
+
+def _whole(side: Side, tensor: str) -> Matrix | None:
+    """A vector, or a matrix of one row per head, entry by entry."""
+    info: TensorInfo | None = side.checkpoint.tensors.get(tensor)
+    if info is None or not info.shape or not info.is_contiguous:
+        return None
+    return Matrix(info, info.storage_offset, range(info.numel), 1, range(1), 1)
+
+
+def _read(
+    pair: Pair, role: str, kind: Kind, ours: Matrix | None, theirs: Matrix | None, width: int
+) -> Iterator[_Vector]:
+    if ours is None or theirs is None or ours.n_lines % width or theirs.n_lines % width:
+        return
+    try:
+        mine = b"".join(pair.child.samples(ours, range(1)))
+        parents = b"".join(pair.parent_samples(theirs, range(1), ours.info.dtype))
+    except ReadError:
+        return
+    size = len(mine) // max(1, ours.n_lines)
+    yield _Vector(role, kind, ours.info.name, mine, parents, ours.info.dtype, width, size)
+
+
+def _by_head(vector: _Vector, heads: Heads) -> VectorOrigin:
+    """The vector's blocks against those of the heads that the weight's rows came from."""
+    n_parent = len(vector.theirs) // (vector.width * vector.size)
+    if len(vector.ours) != len(heads.origins) * vector.width * vector.size:
+        return VectorOrigin(vector.role, vector.kind, "not-compared", vector.tensor)
+    parents = [vector.block(vector.theirs, head) for head in range(n_parent)]
+    wrong: list[int] = []
+    found: list[int] = []
+    exact = rewritten = 0
+    for position, origin in enumerate(heads.origins):
+        mine = vector.block(vector.ours, position)
+        if origin.head is None or not mine or origin.heads[0] >= n_parent:
+            continue
+        own = [_ordered(vector, parents[head], origin.order) for head in origin.heads]
+        if mine in own:
+            exact += 1
+            continue
+        other = _nearest(vector, mine, own, parents)
+        if other is None:
+            rewritten += 1
+        elif other not in origin.heads:
+            wrong.append(position)
+            found.append(other)
+    state: State = "rewritten" if rewritten and not exact and not wrong else "exact"
+    return VectorOrigin(vector.role, vector.kind, state, vector.tensor, tuple(wrong), tuple(found), len(heads.origins))
+
+
+def _ordered(vector: _Vector, block: bytes, order: tuple[int, ...] | None) -> bytes:
+    if order is None or len(order) != vector.width:
+        return block
+    return b"".join(block[line * vector.size : (line + 1) * vector.size] for line in order)
+
+
+def _nearest(vector: _Vector, mine: bytes, own: Sequence[bytes], parents: Sequence[bytes]) -> int | None:
+    """The parent's block that ``mine`` is, where that is clear; None when it may be its own, changed by training."""
+    if mine in parents:
+        return parents.index(mine)
+    if vector.width < 4:  # a few numbers that were trained on say nothing
+        return None
+    distances = [_distance(vector, mine, block) for block in parents]
+    best = min(range(len(parents)), key=distances.__getitem__)
+    mine_to_own = min(_distance(vector, mine, block) for block in own)
+    return best if distances[best] < _NEAR * mine_to_own else None
+
+
+def _distance(vector: _Vector, a: bytes, b: bytes) -> float:
+    return math.dist(numbers(a, vector.dtype), numbers(b, vector.dtype))
+
+
+def _of_channels(pair: Pair, ours: Layer, theirs: Layer, mlp: MlpOrigin) -> Iterator[VectorOrigin]:
+    for role, mine, parents, channels in (
+        ("gate", ours.mlp.gate, theirs.mlp.gate, mlp.gate), ("up", ours.mlp.up, theirs.mlp.up, mlp.up),
+    ):  # fmt: skip
+        if mine is None or parents is None or channels is None or not channels.told:
+            continue
+        pieces = _bias(pair.child, ours.attention, mine), _bias(pair.parent, theirs.attention, parents)
+        for vector in _read(pair, role, "bias", *pieces, 1):
+            if len(vector.ours) == len(channels.parents) * vector.size:
+                yield _by_channel(vector, channels.parents)
+
+
+def _by_channel(vector: _Vector, origins: Sequence[int]) -> VectorOrigin:
+    """Single numbers tell little one by one, so the vector is accused only as a whole: when most of what is not its own
+    is, number for number, the parent's of other channels."""
+    entry: Callable[[bytes, int], bytes] = vector.block
+    places: dict[bytes, int] = {}
+    for channel in range(len(vector.theirs) // vector.size):
+        places.setdefault(entry(vector.theirs, channel), channel)
+    off = [
+        position
+        for position, channel in enumerate(origins)
+        if channel != NOWHERE and entry(vector.ours, position) != entry(vector.theirs, channel)
+    ]
+    elsewhere = [position for position in off if entry(vector.ours, position) in places]
+    if off and len(elsewhere) >= max(2, 0.9 * len(off)):
+        found = tuple(places[entry(vector.ours, position)] for position in elsewhere)
+        return VectorOrigin(vector.role, vector.kind, "exact", vector.tensor, tuple(elsewhere), found, len(origins))
+    state: State = "rewritten" if len(off) == len(origins) else "exact"
+    return VectorOrigin(vector.role, vector.kind, state, vector.tensor, positions=len(origins))
