@@ -127,7 +127,8 @@ def _similar(pair: Pair, role: _Role, exact: Heads, before: dict[str, Heads]) ->
             origins.append(Origin("similar", match.candidates, match.similarity, match.order))
         else:
             origins.append(Origin("unmatched", (), match.similarity))
-    state = "similar" if any(origin.heads for origin in origins) else "unmatched"
+    how = {origin.how for origin in origins}
+    state = "similar" if "similar" in how else "exact" if how & {"exact", "mixed"} else "unmatched"
     if turned and any(head is not None for head in expected):
         found = [origin.head for origin in origins]
         told = decide_projection(child, parent, found, expected)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from gqacheck.geometry.origins import NOWHERE, Channels, Heads, LayerOrigin, MlpOrigin, VectorOrigin
+from gqacheck.rules.heads import counted
 
 BLIND = "query heads were chosen one by one, without regard to KV groups"
 INTERLEAVED = "query heads were taken as interleaved, head h with KV head h % {n} instead of h // {group}"
@@ -21,7 +22,8 @@ def layer_cause(layer: LayerOrigin) -> str:
     parts = [_queries(layer), _values(layer), _outputs(layer)]
     parts += [_channels(mlp) for mlp in layer.mlps]
     parts += [_vector(layer, vector) for vector in layer.vectors]
-    return "; ".join(dict.fromkeys(part for part in parts if part))
+    said = dict.fromkeys(part for part in parts if part)
+    return "; ".join(part for part in said if not any(other.startswith(f"{part} ") for other in said))
 
 
 def _queries(layer: LayerOrigin) -> str:
@@ -33,7 +35,7 @@ def _queries(layer: LayerOrigin) -> str:
     assert layer.q is not None
     assert layer.k is not None
     if _first(layer.q):
-        return f"q_proj was cut to its first {len(q)} heads (as [:{len(q)} * head_dim] does)"
+        return f"q_proj was cut to its first {counted(len(q), 'head')} (as [:{len(q)} * head_dim] does)"
     if q == list(range(layer.q.n_parent)) and len(k) < layer.k.n_parent:
         return f"q_proj kept all {len(q)} query heads while k_proj was cut to {len(k)} of {layer.k.n_parent} KV heads"
     if set(q) == {head for head in range(n_kv * group) if head % n_kv in set(k)}:
@@ -48,7 +50,7 @@ def _queries(layer: LayerOrigin) -> str:
 def _even_groups(heads: Heads, owners: Sequence[int], k: Sequence[int]) -> str:
     """Whole groups of query heads, as many as there are KV heads: those of others, or the same in another order."""
     if set(owners) != set(k):
-        return f"k_proj was cut to its first {len(k)} KV heads" if _first(heads) else ""
+        return f"k_proj was cut to its first {counted(len(k), 'KV head')}" if _first(heads) else ""
     sorted_q = all(one <= other for one, other in pairwise(owners))
     if sorted_q and not _rising(k):
         return "k_proj was put in another order and q_proj was not"
@@ -61,17 +63,17 @@ def _values(layer: LayerOrigin) -> str:
     """How k and v came apart."""
     if layer.k is None or layer.v is None or not _apart(layer.k, layer.v):
         return ""
-    return _behind(layer.k, "k_proj", layer.v, "v_proj", "heads")
+    return _behind(layer.k, "k_proj", layer.v, "v_proj")
 
 
 def _outputs(layer: LayerOrigin) -> str:
     """How q's rows and o's columns came apart."""
     if layer.q is None or layer.o is None or not _apart(layer.q, layer.o):
         return ""
-    return _behind(layer.q, "q_proj", layer.o, "o_proj", "heads")
+    return _behind(layer.q, "q_proj", layer.o, "o_proj")
 
 
-def _behind(one: Heads, name: str, other: Heads, other_name: str, noun: str) -> str:
+def _behind(one: Heads, name: str, other: Heads, other_name: str) -> str:
     """Which of two projections was not indexed with the other: cut to its first lines, or left in index order."""
     first, second = _known(one), _known(other)
     if first is None or second is None:
@@ -81,7 +83,7 @@ def _behind(one: Heads, name: str, other: Heads, other_name: str, noun: str) -> 
         (one, first, second, name, other_name),
     ):
         if _first(heads):
-            return f"{its_name} was cut to its first {len(itself)} {noun}"
+            return f"{its_name} was cut to its first {counted(len(itself), 'head')}"
         if itself == sorted(fellow):
             return f"{its_name} was not reordered with {fellows}"
     return ""
@@ -94,7 +96,7 @@ def _channels(mlp: MlpOrigin) -> str:
         return ""
     first = [part for part in parts if _first_channels(part)]
     if first and len(first) < len(parts):
-        return f"{_names(first)} cut to the first {len(first[0].parents)} channels"
+        return f"{_names(first)} cut to the first {counted(len(first[0].parents), 'channel')}"
     rising = [part for part in parts if _rising(part.parents)]
     others = [part for part in parts if part not in rising]
     if rising and others and all(sorted(part.parents) == list(rising[0].parents) for part in others):
@@ -113,7 +115,7 @@ def _vector(layer: LayerOrigin, vector: VectorOrigin) -> str:
     heads = {"q": layer.q, "k": layer.k, "v": layer.v}.get(vector.role)
     name = f"the {vector.kind} of {vector.role}_proj" if vector.role in ("q", "k", "v", "gate", "up") else "a bias"
     if heads is not None and 0 < vector.positions < heads.n_parent:
-        return f"{name} was cut to its first {vector.positions} heads"
+        return f"{name} was cut to its first {counted(vector.positions, 'head')}"
     return f"{name} was not cut and reordered with its rows"
 
 

@@ -174,7 +174,8 @@ def _similar(
         for position in told:
             parents[position] = int(matched[position])
         least = min((float(cosines[position]) for position in told if parents[position] != NOWHERE), default=None)
-        state = "similar" if any(channel != NOWHERE for channel in parents) else "unmatched"
+        found_now = any(parents[position] != NOWHERE for position in told)
+        state = "similar" if found_now else "exact" if len(told) < len(parents) else "unmatched"
         if expected is not None and len(told) > _ENOUGH * len(parents):
             state = decide_projection(child_lines, parent_lines, matched, expected)
         found[role] = replace(exact[role], state=state, parents=parents, similarity=least)  # type: ignore[arg-type]

@@ -13,7 +13,10 @@ def test_cast_to_bfloat16_rounds_ties_to_even() -> None:
 
 
 def test_cast_of_what_is_too_large_for_float16_is_infinite() -> None:
-    assert numbers(cast(struct.pack("<2f", 1e9, -1e9), "float32", "float16"), "float16") == (float("inf"), -float("inf"))
+    assert numbers(cast(struct.pack("<2f", 1e9, -1e9), "float32", "float16"), "float16") == (
+        float("inf"),
+        -float("inf"),
+    )
 
 
 def test_cast_of_nan_stays_nan() -> None:
