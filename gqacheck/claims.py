@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gqacheck.geometry.facts import Geometry, Layer, RuntimeFacts, Subject
+from gqacheck.geometry.origins import LayerOrigin
 from gqacheck.result import ClaimResult, ClaimState
+from gqacheck.rules.heads import full_layers, is_guess
+from gqacheck.rules.origins import needs_lineage, undecided, undecided_mlp
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, NEEDS_SELECTION
+from gqacheck.text import printable
 
 REQUIRABLE = ("shapes", "pairing", "runtime", "ppl")
 """What ``--require`` may insist on: the claims, and ``ppl`` for a perplexity that was really measured."""
@@ -66,19 +70,148 @@ def _heads_unknown(layer: Layer) -> bool:
     return layer.attention.kind == "full" and layer.attention.head_dim is None
 
 
-def pairing_claim(subject: Subject) -> ClaimResult:
-    """Not checked: counts are read, and only the parent's weights tell which KV head a query head was trained with."""
-    if subject.base is None:
-        reason = (
-            "shapes cannot show which KV head a query head was trained with; "
-            "comparing weights with the parent's is not in this version"
+def pairing_claim(subject: Subject, findings: Sequence[Finding] = (), skipped: Sequence[Skipped] = ()) -> ClaimResult:
+    """Fails on any error of a pairing rule; passes only when the parent's weights decided about every layer.
+
+    The rules that count are those of claim ``pairing`` in ``RULES``; ``skipped`` names those of them that did not run.
+    """
+    from gqacheck.rules import RULES
+
+    why = _not_compared(subject)
+    if why:
+        return ClaimResult("pairing", ClaimState.NOT_CHECKED, why)
+    codes = {rule.code for rule in RULES if rule.claim == "pairing"}
+    mine = [skip for skip in skipped if skip.code in codes]
+    n_run = len(codes - {skip.code for skip in mine})
+    layers = _compared_layers(subject)
+    broken = [f for f in findings if f.code in codes and f.severity is Severity.ERROR]
+    if broken:
+        extent = f"{sum(not why for why in layers.values())} of {_layers(len(layers))} compared"
+        return ClaimResult("pairing", ClaimState.FAIL, f"{_errors(broken)}; {extent}", n_run)
+    doubt = _pairing_doubt(subject, layers, codes, findings, mine)
+    if doubt:
+        return ClaimResult("pairing", ClaimState.NOT_CHECKED, doubt, n_run)
+    parts = [_pairing_proof(subject, len(layers))]
+    waived = [skip for skip in mine if skip.needs == NEEDS_SELECTION]
+    if waived:
+        parts.append(f"without {_codes(waived)} (--ignore)")
+    return ClaimResult("pairing", ClaimState.PASS, "; ".join(parts), n_run)
+
+
+def _not_compared(subject: Subject) -> str:
+    """Why nothing is known of any pair, "" when the weights were compared with the parent's."""
+    lineage = subject.lineage
+    if lineage is None and subject.base is None:
+        return "shapes cannot show which KV head a query head was trained with; give --base PARENT (or --base auto)"
+    if lineage is None:
+        return (
+            "the parent's counts were compared, its weights were not; only they show which KV head a query head was "
+            "trained with"
         )
-    else:
-        reason = (
-            "the parent's counts were compared; only its weights show which KV head a query head was trained with, "
-            "and comparing those is not in this version"
-        )
-    return ClaimResult("pairing", ClaimState.NOT_CHECKED, reason)
+    missing = needs_lineage(subject)
+    return missing[1] if missing is not None else ""
+
+
+def _compared_layers(subject: Subject) -> dict[int, str]:
+    """Each layer with softmax attention -> why its pairs could not all be judged, "" when they were."""
+    lineage = subject.lineage
+    known = {layer.index: layer for layer in lineage.layers} if lineage is not None else {}
+    full = [layer for layer, _ in full_layers(subject)]
+    if lineage is not None and lineage.relation == "identical" and not known:
+        return {layer.index: "" for layer in full}
+    return {
+        layer.index: undecided(known[layer.index]) or _mlp_left(layer, known[layer.index])
+        if layer.index in known
+        else "it was not compared"
+        for layer in full
+    }
+
+
+def _mlp_left(layer: Layer, origin: LayerOrigin) -> str:
+    """Why not the whole MLP of the layer was compared, "" when it was."""
+    if layer.mlp.kind not in ("gated", "plain", "moe"):
+        return ""
+    if not origin.mlps:
+        return "its MLP was not compared"
+    stored = layer.mlp.n_experts_stored if layer.mlp.kind == "moe" else None
+    n = sum(isinstance(mlp.expert, int) for mlp in origin.mlps)
+    return f"{n} of its {stored} experts were compared" if stored is not None and n < stored else ""
+
+
+def _pairing_doubt(
+    subject: Subject,
+    layers: Mapping[int, str],
+    codes: set[str],
+    findings: Sequence[Finding],
+    skipped: Sequence[Skipped],
+) -> str:
+    """Why the absence of errors proves nothing here, "" when it does."""
+    if not layers:
+        return "no layer has softmax attention with KV heads to pair"
+    if subject.geometry.family.generic:
+        return "the model family is not known: rules went by tensor names, and nothing was called an error"
+    crashed = [skip for skip in skipped if skip.needs == NEEDS_REPAIR]
+    if crashed:
+        return f"a rule failed: {_codes(crashed)}"
+    left_out = [skip for skip in skipped if skip.needs == NEEDS_SELECTION]
+    unselected = [skip for skip in left_out if "--select" in skip.reason]
+    if unselected:
+        return f"{len(unselected)} of {len(codes)} rules were not selected"
+    if len(left_out) == len(codes):
+        return "no rule could run"
+    doubts = {index: why for index, why in layers.items() if why}
+    if doubts:
+        index, why = next(iter(doubts.items()))
+        extent = f"{len(layers) - len(doubts)} of {_layers(len(layers))} compared"
+        return f"{extent}: layer {index}: {why}{_numpy_hint(subject, why)}"
+    if any(is_guess(attention.head_dim) for _, attention in full_layers(subject)):
+        return "head_dim was guessed, so heads may have been told apart wrongly: give --head-dim N or --config FILE"
+    return _doubt_elsewhere(subject)
+
+
+def _doubt_elsewhere(subject: Subject) -> str:
+    """Why the MLPs of layers without softmax attention (linear, dropped) could not all be judged, "" when they were."""
+    known = {layer.index: layer for layer in subject.lineage.layers} if subject.lineage is not None else {}
+    for layer in subject.geometry.layers:
+        origin = known.get(layer.index)
+        if layer.attention.kind != "full" and origin is not None:
+            why = undecided_mlp(origin) or _mlp_left(layer, origin)
+            if why:
+                return f"layer {layer.index}: {why}"
+    return ""
+
+
+def _numpy_hint(subject: Subject, why: str) -> str:
+    """What to install, when that was what kept the weights from being compared and ``why`` does not say it."""
+    notes = subject.lineage.notes if subject.lineage is not None else ()
+    hint = next((printable(note, 200) for note in notes if "[lineage]" in note), "")
+    return f" ({hint})" if hint and "[lineage]" not in why else ""
+
+
+def _pairing_proof(subject: Subject, n_layers: int) -> str:
+    """What stands behind a pass: how many layers, how they were told, and what was left alone by right."""
+    lineage = subject.lineage
+    assert lineage is not None
+    parts = [f"{_layers(n_layers)} compared; query heads read their own KV heads"]
+    rewritten = sum(layer.o is not None and layer.o.state == "rewritten" for layer in lineage.layers)
+    if rewritten:
+        parts.append(f"o_proj was rewritten in {_layers(rewritten)}, so its columns name no head")
+    if lineage.method == "similarity":
+        cosines = [
+            origin.similarity
+            for layer in lineage.layers
+            for heads in (layer.q, layer.k, layer.v, layer.o)
+            if heads is not None and heads.told
+            for origin in heads.origins
+            if origin.similarity is not None
+        ]
+        least = f" (cosine {min(cosines):.3f} at least)" if cosines else ""
+        parts.append(f"told by similarity where bits differ{least}")
+    return "; ".join(parts)
+
+
+def _layers(n: int) -> str:
+    return f"{n} layer{'s' if n != 1 else ''}"
 
 
 def runtime_claim(

@@ -1,9 +1,9 @@
-"""``gqacheck demo``: a tiny parent with a broken and a healthy child, written with the standard library alone."""
+"""``gqacheck demo``: a tiny parent, two broken children and a healthy one, written with the standard library alone."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +12,14 @@ from gqacheck.errors import UsageError
 from gqacheck.pipeline import check
 from gqacheck.report.document import Block, Span, line
 from gqacheck.report.text import checkpoint_blocks
+from gqacheck.testing.cuts import take_channels, take_heads
 from gqacheck.testing.sketch import Sketch, sketch_llama
 
 DEFAULT_FOLDER = "gqacheck-demo"
 N_LAYERS, GROUP_SIZE = 6, 4
 CUT_LAYERS = range(1, 5)
+KEPT_KV = (0, 2, 3, 4, 6, 7)
+KEPT_CHANNELS = tuple(channel for channel in range(224) if channel % 4)
 
 
 class Shows(Protocol):
@@ -35,11 +38,13 @@ class DemoFile:
 
 
 def write_demo(folder: str | os.PathLike[str] = DEFAULT_FOLDER) -> tuple[DemoFile, ...]:
-    """The demo's checkpoints, written into ``folder``: parent, broken child, healthy child.
+    """The demo's checkpoints, written into ``folder``: the parent, then two broken children and a healthy one.
 
-    A 32:8 model of six layers loses two of eight KV heads in layers 1 to 4. The healthy child drops them with the
-    query heads that read them. In the broken one, layer 3 was left at 31:7, which ``31 // 7 == 4`` waves through, and
-    layer 2's q_proj still says how wide it was.
+    A 32:8 model of six layers loses two of eight KV heads and a quarter of its channels in layers 1 to 4. The healthy
+    child drops them with the query heads that read them. The truncated one keeps the same KV heads and the first 24
+    query heads: every shape is the healthy child's, and most query heads read a KV head that is not theirs. In the one
+    with broken shapes, layer 3 was left at 31:7, which ``31 // 7 == 4`` waves through, and layer 2's q_proj still says
+    how wide it was.
 
     Raises: UsageError when ``folder`` exists already; nothing is overwritten.
     """
@@ -52,22 +57,21 @@ def write_demo(folder: str | os.PathLike[str] = DEFAULT_FOLDER) -> tuple[DemoFil
     parent = sketch_llama(
         n_layers=N_LAYERS, hidden_size=128, n_q_heads=32, n_kv_heads=8, head_dim=4, intermediate_size=224, seed=1
     )
-    (beside / "healthy").mkdir(parents=True)
-    (beside / "broken").mkdir()
+    beside.mkdir(parents=True)
     parent.write_folder(beside / "parent")
-    _healthy(parent).write_module(beside / "healthy" / "pytorch_model.bin")
-    _broken(parent).write_module(beside / "broken" / "pytorch_model.bin")
+    children = {"shapes": _broken_shapes(parent), "truncated": _truncated(parent), "healthy": _healthy(parent)}
+    for name, child in children.items():
+        (beside / name).mkdir()
+        child.write_module(beside / name / "pytorch_model.bin")
     beside.rename(target)
+    stories = {
+        "shapes": "a child cut to 24:6 in layers 1-4, but layer 3 is left at 31:7 and layer 2 has a stale out_features",
+        "truncated": "a child cut to 24:6 in layers 1-4: six KV heads chosen, and q_proj cut to its first 24 heads",
+        "healthy": "a child with the same shapes, cut by whole KV groups",
+    }
     return (
         DemoFile(target / "parent", "the parent: 32 query heads over 8 KV heads in every layer"),
-        DemoFile(
-            target / "broken" / "pytorch_model.bin",
-            "a child cut to 24:6 in layers 1-4, but layer 3 was left at 31:7 and layer 2 has a stale out_features",
-        ),
-        DemoFile(
-            target / "healthy" / "pytorch_model.bin",
-            "a child cut to 24:6 in layers 1-4, whole KV groups, everything in step",
-        ),
+        *(DemoFile(target / name / "pytorch_model.bin", story) for name, story in stories.items()),
     )
 
 
@@ -88,16 +92,24 @@ def run(folder: str | None, screen: Shows, colour: str) -> int:
 
 
 def _healthy(parent: Sketch) -> Sketch:
-    child = parent.copy()
+    return _cut(parent, [head * GROUP_SIZE + n for head in KEPT_KV for n in range(GROUP_SIZE)])
+
+
+def _truncated(parent: Sketch) -> Sketch:
+    return _cut(parent, range(len(KEPT_KV) * GROUP_SIZE))
+
+
+def _cut(parent: Sketch, q: Iterable[int]) -> Sketch:
+    child, kept = parent.copy(), list(q)
     for index in CUT_LAYERS:
-        child.cut_heads(index, n_q_heads=6 * GROUP_SIZE, n_kv_heads=6)
-        child.cut_mlp(index, 168)
+        take_heads(child, index, q=kept, kv=KEPT_KV)
+        take_channels(child, index, gate=KEPT_CHANNELS)
     return child
 
 
-def _broken(parent: Sketch) -> Sketch:
+def _broken_shapes(parent: Sketch) -> Sketch:
     child = _healthy(parent)
     child.tensors.update({n: t for n, t in parent.tensors.items() if n.startswith("model.layers.3.self_attn")})
-    child.cut_heads(3, n_q_heads=31, n_kv_heads=7)
+    take_heads(child, 3, q=range(31), kv=range(7))
     child.modules["model.layers.2.self_attn.q_proj"].attributes["out_features"] = 128
     return child

@@ -33,6 +33,8 @@ UNRUNNABLE = frozenset(
 
 Stale attributes (GQA2xx) and a config that does not match (GQA4xx) are not here: the rebuild goes by the tensors.
 """
+PAIRING_ERRORS = frozenset(("GQA601", "GQA602", "GQA603", "GQA604", "GQA605", "GQA608"))
+"""Rules whose errors mean that parts stand together that were not trained together; a run then says what that costs."""
 
 
 class UnsoundModelError(GqacheckError, AssertionError):
@@ -299,7 +301,7 @@ def _judge(
 
     claims = (
         shapes_claim(subject, [*static, *_rules_of(left_out, static=True)], findings, skipped),
-        pairing_claim(subject),
+        pairing_claim(subject, findings, skipped),
         runtime_claim(bool(options.ppl), run.facts, run.problem or run.blocked, run.findings, run.n_rules),
     )
     missing = unmet(options.require, claims, run.facts)
@@ -369,7 +371,38 @@ def _run(subject: Subject, findings: Sequence[Finding], rules: Sequence[Rule], o
     if facts.failure and facts.failure_stage == "tokenizer":
         return _Run(facts, skipped=_skip(rules, "tokenizer", facts.failure), problem=facts.failure)
     found, skipped = run_rules(replace(subject, runtime=facts), rules, tolerant=True)
-    return _Run(facts, found, skipped, n_rules=len(rules) - len(skipped))
+    n_rules = len(rules) - len(skipped)
+    return _Run(_with_counterfactual(subject, facts, [*findings, *found], options), found, skipped, n_rules=n_rules)
+
+
+def _with_counterfactual(
+    subject: Subject, facts: RuntimeFacts, findings: Sequence[Finding], options: Options
+) -> RuntimeFacts:
+    """``facts`` with the parent run beside the child, when there is a parent and something to explain."""
+    from dataclasses import replace
+
+    errors = {finding.code for finding in findings if finding.severity is Severity.ERROR}
+    pairing_broken = bool(errors & PAIRING_ERRORS)
+    if subject.base is None or subject.lineage is None or not (pairing_broken or "GQA703" in errors):
+        return facts
+    from gqacheck.runtime.counterfactual import explain_perplexity
+
+    explained, notes = explain_perplexity(
+        subject,
+        subject.base,
+        subject.lineage,
+        facts.perplexities,
+        corpora=options.ppl,
+        pairing_broken=pairing_broken,
+        tokenizer=options.tokenizer,
+        device=options.device,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        seed=options.seed,
+        progress=options.progress,
+    )
+    return replace(facts, counterfactuals=explained, notes=facts.notes + notes)
 
 
 def _run_model(subject: Subject, options: Options) -> RuntimeFacts:

@@ -2,16 +2,18 @@
 
 A child block is taken to be ``c * parent + noise``. Three questions, each with a bound that comes from that:
 
-*Is it anything of this parent's?* Two unrelated blocks of n independent values have a cosine of about ``1 / sqrt(n)``; the
-chance that the best of k unrelated ones reaches s is at most ``k * (1 - s**2) ** (n / 2)``. Real heads share a mean and a
-few large columns, so n counts columns by their energy, and the parent's own blocks show how alike unrelated ones are.
+*Is it anything of this parent's?* Two unrelated blocks of n independent values have a cosine of about ``1 / sqrt(n)``;
+the chance that the best of k unrelated ones reaches s is at most ``k * (1 - s**2) ** (n / 2)``. Real heads share a mean
+and a few large columns, so n counts columns by their energy, and the parent's own blocks show how alike unrelated ones
+are.
 
 *Is it this one rather than that one?* With r the cosine between the two parents, the true one leads by
 ``c * (1 - r)`` on average with a standard deviation of ``sqrt(2 * (1 - r) * (1 - c**2) / n)``. The lead must be
-``DEVIATIONS`` of these, and ``SHARE`` of its expectation: noise need not be random, and a block averaged from three parts
-of one head and one part of another is just about the first.
+``DEVIATIONS`` of these, and ``SHARE`` of its expectation: noise need not be random, and a block averaged from three
+parts of one head and one part of another is just about the first.
 
-*Are they the same?* Parents closer than ``EQUAL`` are equal; nothing in the child can tell them apart.
+*Are they the same?* Parents closer than ``EQUAL`` are equal; nothing in the child can tell them apart. And a parent at
+``FINE_TUNED`` or more is never ruled out, however close another one is, unless that one differs by rounding alone.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 DEVIATIONS: Final = 5.0
 SHARE: Final = 0.5
+FINE_TUNED: Final = 0.99
+ROUNDED: Final = 0.9999
 EQUAL: Final = 1e-5  # of 1 - cosine: float32 products of equal lines come within 1e-6
 LEAST: Final = 0.5
 MOST: Final = 0.8
@@ -31,7 +35,7 @@ NATS: Final = 9.0  # a chance of 1 in 8,000 that noise passes for a parent, befo
 
 
 def units(blocks: NDArray[Any]) -> NDArray[Any]:
-    """The blocks, flattened to rows of length 1 (or 0 where they are all zero). blocks: [K, ...] → [K, n], same dtype."""
+    """The blocks as rows of length 1, or 0 where they are all zero. blocks: [K, ...] → [K, n], same dtype."""
     import numpy as np
 
     rows = blocks.reshape(len(blocks), -1)
@@ -54,8 +58,8 @@ def even(blocks: NDArray[Any]) -> NDArray[Any]:
 def independent_values(blocks: NDArray[Any]) -> float:
     """How many values of one block count: those of its lines times its columns, large columns counting as few.
 
-    blocks: [K, L, C] or [K, C]. Participation ratio of the columns' energies: C when they are all of one size, 1 when one
-    column holds everything.
+    blocks: [K, L, C] or [K, C]. Participation ratio of the columns' energies: C when they are all of one size, 1 when
+    one column holds everything.
     """
     import numpy as np
 
@@ -89,5 +93,6 @@ def apart(best: NDArray[Any], other: NDArray[Any], overlap: NDArray[Any], n: flo
     distinct = 1 - overlap
     noise = np.sqrt(2 * np.maximum(distinct, 0) * np.maximum(1 - best**2, 0) / n)
     lead = best - other
-    told: NDArray[Any] = (distinct > EQUAL) & (lead >= SHARE * best * distinct) & (lead >= DEVIATIONS * noise)
+    open_to_doubt = (distinct <= EQUAL) | ((other >= FINE_TUNED) & (best < ROUNDED))
+    told: NDArray[Any] = ~open_to_doubt & (lead >= SHARE * best * distinct) & (lead >= DEVIATIONS * noise)
     return told

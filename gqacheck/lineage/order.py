@@ -34,9 +34,9 @@ def best_order(child: Floats, parent: Floats) -> tuple[float, list[int]]:
 def find_order(child: Floats, parent: Floats, n: float) -> tuple[tuple[int, ...], float, list[int]] | None:
     """(candidates, cosine, order) when the lines of ``child`` are a parent block's in another order, else None.
 
-    child: [L, C]. parent: [N, L, C]. n: independent values of a block. There are L! orders to be lucky with, so the cosine
-    must be out of their reach. candidates: the best block, then those that it cannot be told from, each under its own best
-    order; ``cosine`` and ``order`` are the best one's.
+    child: [L, C]. parent: [N, L, C]. n: independent values of a block. There are L! orders to be lucky with, so the
+    cosine must be out of their reach. candidates: the best block, then those that it cannot be told from, each under its
+    own best order; ``cosine`` and ``order`` are the best one's.
     """
     import numpy as np
 
@@ -56,7 +56,7 @@ def find_order(child: Floats, parent: Floats, n: float) -> tuple[tuple[int, ...]
 
 
 def _most_possible(child: Floats, parent: Floats) -> NDArray[Any]:
-    """For each parent block the cosine that no order of its lines can exceed. child: [L, C], parent: [N, L, C] → [N]."""
+    """For each parent block the cosine that no order of its lines can exceed, [N]. child: [L, C]. parent: [N, L, C]."""
     import numpy as np
 
     blocks, lines, columns = parent.shape

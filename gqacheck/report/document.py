@@ -38,15 +38,24 @@ class Line:
     label: tuple[Span, ...] = ()
 
 
+Cell: TypeAlias = str | Span
+
+
+def cell_text(cell: Cell) -> str:
+    """What a cell of a grid shows, escaped and of bounded length."""
+    return printable(cell.text if isinstance(cell, Span) else cell)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """A table with two spaces between its columns, ``indent`` spaces from the left.
 
-    ``left`` names the columns (by index) that are aligned to the left; numbers stand to the right.
+    ``left`` names the columns (by index) that are aligned to the left; numbers stand to the right. A cell that is a
+    ``Span`` has a style.
     """
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     left: frozenset[int] = frozenset({0})
     indent: int = 2
 
@@ -76,7 +85,7 @@ def plain(blocks: Iterable[Block]) -> str:
 
 
 def _plain_grid(grid: Grid) -> list[str]:
-    rows = [tuple(printable(cell) for cell in row) for row in (grid.header, *grid.rows)]
+    rows = [tuple(map(cell_text, row)) for row in (grid.header, *grid.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(grid.header))]
     lines = []
     for row in rows:

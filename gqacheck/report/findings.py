@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gqacheck.report.document import Block, Line, Span, Style, line
+from gqacheck.report.head_map import MAP_CODES, head_map_blocks
+from gqacheck.report.whence import NOISE_CODES, whence_blocks, whence_words
 from gqacheck.report.words import SEVERITY_LETTERS, VERDICT_WORDS, layers_words, plural
 from gqacheck.result import CheckpointReport, Verdict
 from gqacheck.rules.rule import Finding, Severity
 
 MESSAGES_PER_RULE = 8
 """Different messages shown for one rule; the layers of the rest are still named."""
+MESSAGES_ON_LINEAGE = 3
+"""The same for the rules on lineage (GQA6), whose messages differ in every layer."""
 HEADER_WIDTH = 46
 SEVERITY_STYLES: dict[Severity, Style] = {
     Severity.ERROR: "error",
     Severity.WARNING: "warning",
     Severity.NOTE: "note",
 }
+PAIRING_CODES = frozenset(("GQA601", "GQA602", "GQA603", "GQA605", "GQA608"))
+SHAPE_PREFIXES = ("GQA1", "GQA2", "GQA3", "GQA4")
 GROUPS = (
+    ("GQA604", "gate, up and down are not of one channel"),
     ("GQA0", "the file itself is damaged or ambiguous"),
     ("GQA1", "the attention heads do not fit together"),
     ("GQA2", "the module attributes do not say what the tensors are"),
@@ -38,8 +45,7 @@ def headline(report: CheckpointReport) -> tuple[str, str]:
         if not errors:
             n = sum(f.severity is Severity.WARNING for f in report.findings)
             return word, f"no errors, but {plural(n, 'warning')}, and --fail-on warning makes them count"
-        meanings = [text for prefix, text in GROUPS if any(f.code.startswith(prefix) for f in errors)]
-        return word, "; ".join(meanings[:2]) or "errors were found"
+        return word, "; ".join(_meanings(report, [f.code for f in errors])[:2]) or "errors were found"
     if report.verdict is Verdict.ERROR:
         return word, report.error or "something that --require insists on was not checked"
     warnings = sum(f.severity is Severity.WARNING for f in report.findings)
@@ -48,19 +54,47 @@ def headline(report: CheckpointReport) -> tuple[str, str]:
     return word, "nothing wrong was found in what was checked"
 
 
-def finding_blocks(findings: Sequence[Finding]) -> list[Block]:
+def _meanings(report: CheckpointReport, codes: Sequence[str]) -> list[str]:
+    """What errors of these codes mean: wrong pairing first, for no error text of any library ever shows it."""
+    meanings = []
+    if PAIRING_CODES & set(codes):
+        clean = not any(code.startswith(SHAPE_PREFIXES) for code in codes)
+        meanings.append(
+            f"broken pairing: {'the shapes are right, the heads are not' if clean else 'heads stand beside others than their own'}"
+        )
+    meanings += [text for prefix, text in GROUPS if any(code.startswith(prefix) for code in codes)]
+    whence = whence_words(report.runtime)
+    if whence and meanings and meanings[-1] == GROUPS[-1][1]:
+        meanings[-1] = whence
+    return meanings
+
+
+def finding_blocks(report: CheckpointReport) -> list[Block]:
     """One block per rule and severity, each after an empty line."""
     by_rule: dict[tuple[str, Severity], list[Finding]] = {}
-    for finding in findings:
+    for finding in report.findings:
         by_rule.setdefault((finding.code, finding.severity), []).append(finding)
+    codes = [code for code, _ in by_rule]
+    mapped = next((code for code in codes if code in MAP_CODES), "")
+    noisy = next((code for code in codes if code in NOISE_CODES), "")
     blocks: list[Block] = []
-    for group in by_rule.values():
+    for (code, _), group in by_rule.items():
+        picture: list[Block] = []
+        if code == mapped and report.lineage is not None:
+            picture = head_map_blocks(report.lineage, sorted({index for f in group for index in f.layers}))
+            mapped = ""
+        if code == noisy:
+            picture = whence_blocks(report.runtime)
+            noisy = ""
         blocks.append(Line())
-        blocks.extend(_rule_blocks(group))
+        blocks.extend(_rule_blocks(group, picture))
+    if not any(code in NOISE_CODES for code in codes) and (whence := whence_blocks(report.runtime)):
+        blocks += [Line(), *whence]
     return blocks
 
 
-def _rule_blocks(group: Sequence[Finding]) -> list[Block]:
+def _rule_blocks(group: Sequence[Finding], picture: Sequence[Block]) -> list[Block]:
+    """The block of one rule; ``picture`` stands between what was found and what to do about it."""
     first = group[0]
     layers = layers_words(sorted({index for f in group for index in f.layers}))
     title = f"{first.code} {first.slug}"
@@ -71,19 +105,34 @@ def _rule_blocks(group: Sequence[Finding]) -> list[Block]:
             label=(Span(SEVERITY_LETTERS[first.severity], SEVERITY_STYLES[first.severity]), " "),
         )
     ]
-    shown, left = group[:MESSAGES_PER_RULE], group[MESSAGES_PER_RULE:]
+    n_shown = MESSAGES_ON_LINEAGE if first.code.startswith("GQA6") else MESSAGES_PER_RULE
+    shown, left = group[:n_shown], group[n_shown:]
     apart = len({f.layers for f in group}) > 1
-    same_effect, same_fix = len({f.consequence for f in shown}) == 1, len({f.fix for f in shown}) == 1
+    shared = {
+        name for name, texts in zip(ADVICE, zip(*map(_advice, shown), strict=True), strict=True) if len(set(texts)) == 1
+    }
     for finding in shown:
         where = f"{layers_words(finding.layers)}: " if apart and finding.layers else ""
         blocks.append(line(f"{where}{finding.message}", label="  "))
-        blocks += _advice("" if same_effect else finding.consequence, "" if same_fix else finding.fix)
+        blocks += _fields(finding, set(ADVICE) - shared)
     if left:
         rest = layers_words(sorted({index for f in left for index in f.layers}))
         blocks.append(line(f"and {len(left):,} more{f' in {rest}' if rest else ''} (--format json)", label="  "))
+    blocks += picture
     blocks += _tensors(group)
-    blocks += _advice(first.consequence if same_effect else "", first.fix if same_fix else "")
+    blocks += _fields(first, shared)
     return blocks
+
+
+ADVICE = ("cause", "effect", "fix")
+
+
+def _advice(finding: Finding) -> tuple[str, str, str]:
+    return finding.cause, finding.consequence, finding.fix
+
+
+def _fields(finding: Finding, names: set[str]) -> list[Block]:
+    return [_field(name, text) for name, text in zip(ADVICE, _advice(finding), strict=True) if text and name in names]
 
 
 def _tensors(group: Sequence[Finding]) -> list[Block]:
@@ -92,10 +141,6 @@ def _tensors(group: Sequence[Finding]) -> list[Block]:
         return []
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
     return [_field("in", f"{names[0]}{more}")]
-
-
-def _advice(consequence: str, fix: str) -> list[Block]:
-    return [_field(name, text) for name, text in (("effect", consequence), ("fix", fix)) if text]
 
 
 def _field(name: str, text: str) -> Line:

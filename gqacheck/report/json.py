@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gqacheck.geometry.facts import Geometry, Layer, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.geometry.facts import Counterfactual, Geometry, Layer, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.report.lineage_json import lineage_data
 from gqacheck.report.words import layers_words
 from gqacheck.result import CheckpointReport, Report
 from gqacheck.rules.rule import Finding, Quantity, Skipped
@@ -58,7 +59,8 @@ def _checkpoint(report: CheckpointReport) -> dict[str, Any]:
         "claim_details": {name: {"reason": c.reason, "rules_run": c.rules_run} for name, c in claims.items()},
         "findings": [_finding(finding) for finding in report.findings],
         "skipped": [_skipped(skip) for skip in report.skipped],
-        "metrics": {"perplexity": [_perplexity(p) for p in report.runtime.perplexities] if report.runtime else []},
+        "metrics": _metrics(report.runtime),
+        "lineage": None if report.lineage is None else lineage_data(report.lineage),
         "runtime": None if report.runtime is None else _runtime(report.runtime),
         "error": report.error,
         "notes": list(report.notes),
@@ -131,6 +133,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "source": finding.source,
         "consequence": finding.consequence,
         "fix": finding.fix,
+        "cause": finding.cause,
     }
 
 
@@ -147,6 +150,28 @@ def _number(key: str, value: float | int | str | None) -> Mapping[str, Any]:
     if isinstance(value, float) and not math.isfinite(value):
         return {key: None, f"{key}_text": str(value)}
     return {key: value}
+
+
+def _metrics(runtime: RuntimeFacts | None) -> dict[str, Any]:
+    return {
+        "perplexity": [_perplexity(p) for p in runtime.perplexities] if runtime else [],
+        "counterfactual": [_counterfactual(c) for c in runtime.counterfactuals] if runtime else [],
+    }
+
+
+def _counterfactual(c: Counterfactual) -> dict[str, Any]:
+    return {
+        "corpus": c.corpus,
+        "protocol": c.protocol,
+        **_number("base", c.base),
+        **_number("masked", c.masked),
+        **_number("child", c.child),
+        "tokens": c.tokens,
+        "windows": c.windows,
+        "verdict": c.verdict,
+        "partial": c.partial,
+        "note": c.note,
+    }
 
 
 def _perplexity(p: Perplexity) -> dict[str, Any]:

@@ -58,10 +58,17 @@ def _refuse_unless_ours(path: str, real: str) -> bool:
         return False
     except OSError as error:
         raise UsageError(f"--output: {path}: {error.strerror or error}") from error
-    ours = head.startswith(TEXT_MARK.encode()) or b'"schema": "gqacheck/' in head
-    if head and not ours:
+    if head and not _is_ours(head):
         raise UsageError(f"--output: {path} exists and is not a report of gqacheck; remove it or name another file")
     return False
+
+
+def _is_ours(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` was written by an earlier run."""
+    from gqacheck.report.svg import MARK
+
+    svg = head.startswith(b"<svg ") and MARK.encode() in head
+    return svg or head.startswith(TEXT_MARK.encode()) or b'"schema": "gqacheck/' in head
 
 
 def write_report(report: Report, output: Output) -> bool:
@@ -86,6 +93,10 @@ def _render(report: Report, form: str) -> str:
         from gqacheck.report.json import render_json
 
         return render_json(report)
+    if form == "svg":
+        from gqacheck.report.svg import render_svg
+
+        return render_svg(report)
     from gqacheck.report.text import render_text
 
     return f"{TEXT_MARK}{report.version}\n\n{render_text(report)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from gqacheck.report.document import Block, Grid, Line, Style
+from gqacheck.report.document import Block, Grid, Line, Span, Style, cell_text
 from gqacheck.text import printable
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _print_grid(console: Console, block: Grid) -> None:
     from rich.text import Text
 
     header = [printable(title) for title in block.header]
-    rows = [[printable(cell) for cell in row] for row in block.rows]
+    rows = [[cell_text(cell) for cell in row] for row in block.rows]
     widths = [max(cell_len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     last_may_wrap = len(header) - 1 in block.left and widths[-1] > NARROWEST_BODY
     fixed = sum(widths[:-1]) + 2 * (len(widths) - 1) + block.indent
@@ -101,6 +101,7 @@ def _print_grid(console: Console, block: Grid) -> None:
         justify: Literal["left", "right"] = "left" if column in block.left else "right"
         wraps = last_may_wrap and column == len(header) - 1
         table.add_column(Text(title), justify=justify, no_wrap=not wraps)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for row, shown in zip(block.rows, rows, strict=True):
+        styles = (STYLES[cell.style] if isinstance(cell, Span) else "" for cell in row)
+        table.add_row(*(Text(text, style) for text, style in zip(shown, styles, strict=True)))
     console.print(Padding(table, (0, 0, 0, block.indent)))

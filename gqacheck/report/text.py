@@ -1,20 +1,24 @@
 """The text report: what the file is, its layers, the verdict in words, the findings, the three claims.
 
-A file without errors or warnings gets at most six lines; everything else gets the long form.
+A file without errors or warnings gets at most six lines, beside a parent a few more; everything else the long form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from gqacheck.geometry.facts import Perplexity
 from gqacheck.report.document import Block, Line, Span, Style, line, plain
 from gqacheck.report.findings import finding_blocks, headline
+from gqacheck.report.head_map import MAP_CODES
+from gqacheck.report.kept import kept_words, lineage_remarks
 from gqacheck.report.table import head_dim_sources, layer_grid, layers_sentence
+from gqacheck.report.whence import whence_blocks
 from gqacheck.report.words import (
     STATE_WORDS,
     VERDICT_WORDS,
     bytes_words,
+    code_ranges,
     format_words,
     layers_words,
     plural,
@@ -34,6 +38,8 @@ STATE_STYLES: dict[ClaimState, Style] = {
     ClaimState.NOT_CHECKED: "unknown",
     ClaimState.NOT_APPLICABLE: "dim",
 }
+ABSENT_PARTS = frozenset(("pickle", "shards", "file", "module", "torch-file", "biases"))
+"""Needs that this file does not meet and does not have to: the rule is about a part that it does not have."""
 VERDICT_STYLES: dict[Verdict, Style] = {Verdict.PASS: "ok", Verdict.FAIL: "error", Verdict.ERROR: "unknown"}
 
 
@@ -87,9 +93,8 @@ def checkpoint_blocks(report: CheckpointReport, *, named: bool) -> list[Block]:
     """The blocks of one checkpoint; ``named`` puts its path before them."""
     if report.checkpoint is None or report.geometry is None:
         return [_unread(report)]
-    sentence = layers_sentence(report.geometry) if report.base is None else None
-    if _is_calm(report) and sentence is not None:
-        return _short(report, named, sentence)
+    if _is_calm(report):
+        return _short(report, named)
     return _long(report, named)
 
 
@@ -100,38 +105,56 @@ def _unread(report: CheckpointReport) -> Line:
     return line(f"{path}{reason}", label=Span("COULD NOT CHECK  ", "unknown"))
 
 
-def _short(report: CheckpointReport, named: bool, sentence: str) -> list[Block]:
-    blocks: list[Block] = [_identity(report, named, sentence)]
-    notes = _notes(report) + _remarks(report)
+def _short(report: CheckpointReport, named: bool) -> list[Block]:
+    """Six lines without a parent; with one also its name, what was kept of it, and the table where no weights tell."""
+    assert report.geometry is not None
+    compared = report.lineage is not None and report.lineage.compared
+    sentence = layers_sentence(report.geometry) if report.base is None or compared else None
+    blocks: list[Block] = [*_base_lines(report), _identity(report, named, sentence or "")]
+    blocks += [] if sentence else _table(report)
+    if report.lineage is not None:
+        blocks += [line(words, label=Span("kept     ", "dim")) for words in kept_words(report.lineage)]
+    notes = [*_notes(report), *report.notes, *_remarks(report)]
     if notes:
-        blocks.append(line("; ".join(notes), label="notes    "))
+        blocks.append(line("; ".join(notes), label=Span("notes    ", "dim")))
     blocks.extend(_claim_lines(report, skips=True))
+    blocks.extend(whence_blocks(report.runtime))
     blocks.append(_last_line(report))
     return blocks
 
 
-def _long(report: CheckpointReport, named: bool) -> list[Block]:
+def _table(report: CheckpointReport) -> list[Block]:
     assert report.geometry is not None
-    blocks: list[Block] = [*_base_lines(report), _identity(report, named)]
-    if report.geometry.layers:
-        parent = report.base.geometry if report.base else None
-        blocks += [Line(), layer_grid(report.geometry, parent, report.findings)]
-        sources = head_dim_sources(report.geometry.layers)
-        if sources:
-            blocks.append(line(Span(f"head_dim from {', '.join(sources)}", "dim"), label="  "))
+    if not report.geometry.layers:
+        return []
+    parent = report.base.geometry if report.base else None
+    blocks: list[Block] = [Line(), layer_grid(report.geometry, parent, report.findings)]
+    sources = head_dim_sources(report.geometry.layers)
+    if sources:
+        blocks.append(line(Span(f"head_dim from {', '.join(sources)}", "dim"), label="  "))
+    return [*blocks, Line()]
+
+
+def _long(report: CheckpointReport, named: bool) -> list[Block]:
+    blocks: list[Block] = [*_base_lines(report), _identity(report, named), *(_table(report) or [Line()])]
     word, text = headline(report)
-    blocks += [Line(), line(Span(text, "strong"), label=(Span(word, VERDICT_STYLES[report.verdict]), "  "))]
-    if _is_calm(report):
-        blocks += [Line(), *(line(note, label=Span("note     ", "dim")) for note in _notes(report))]
-    else:
-        blocks += finding_blocks(report.findings)
-    remarks = [*report.notes, *_remarks(report)]
+    blocks.append(line(Span(text, "strong"), label=(Span(word, VERDICT_STYLES[report.verdict]), "  ")))
+    blocks += finding_blocks(report)
+    remarks = [line(words, label=Span("kept     ", "dim")) for words in _kept(report)]
+    remarks += [line(words, label=Span("note     ", "dim")) for words in (*report.notes, *_remarks(report))]
     if remarks:
-        blocks += [Line(), *(line(remark, label=Span("note     ", "dim")) for remark in remarks)]
+        blocks += [Line(), *remarks]
     blocks += [Line(), *_claim_lines(report, skips=False)]
-    blocks += [line(words, label=Span("skipped  ", "dim")) for words in _static_skips(report.skipped)]
+    blocks += [line(words, label=Span("skipped  ", "dim")) for words in _skips(report)]
     blocks += [Line(), _last_line(report)]
     return blocks
+
+
+def _kept(report: CheckpointReport) -> list[str]:
+    """What was kept of the parent, unless findings show where it went wrong."""
+    if report.lineage is None or any(f.code in MAP_CODES for f in report.findings):
+        return []
+    return kept_words(report.lineage)
 
 
 def _is_calm(report: CheckpointReport) -> bool:
@@ -195,7 +218,7 @@ def _remarks(report: CheckpointReport) -> list[str]:
     remarks += [f"not checked: {sentence}" for sentence in geometry.not_checked]
     if report.runtime:
         remarks += report.runtime.notes
-    return remarks
+    return remarks + lineage_remarks(report)
 
 
 def _claim_lines(report: CheckpointReport, *, skips: bool) -> list[Block]:
@@ -220,13 +243,32 @@ def _claim_text(report: CheckpointReport, claim: ClaimResult, *, skips: bool) ->
     if claim.name == "shapes":
         parts.append(plural(claim.rules_run, "rule") + " ran")
         if skips:
-            parts += [f"skipped {words}" for words in _static_skips(report.skipped)]
+            parts += [f"skipped {words}" for words in _skips(report)]
     return "; ".join(parts)
 
 
-def _static_skips(skipped: Iterable[Skipped]) -> list[str]:
-    """Skipped static rules by reason; of the runtime rules (GQA7xx) the runtime claim says it, unless left out."""
-    return skipped_words(s for s in skipped if not s.code.startswith("GQA7") or s.needs == NEEDS_SELECTION)
+def _skips(report: CheckpointReport) -> list[str]:
+    """Skipped rules: those about parts that this file lacks in one entry, the rest by reason.
+
+    Of the rules on lineage and running (GQA6, GQA7) their claim says why they did not run, unless they were left out.
+    """
+    left = [s for s in report.skipped if s.needs == NEEDS_SELECTION or not _said_by_claim(s, report.claims)]
+    absent = [s for s in left if s.needs in ABSENT_PARTS]
+    words = skipped_words(s for s in left if s.needs not in ABSENT_PARTS)
+    if absent:
+        words.append(f"{code_ranges(s.code for s in absent)}: about parts that this file does not have")
+    return words
+
+
+def _said_by_claim(skip: Skipped, claims: Sequence[ClaimResult]) -> bool:
+    if skip.code.startswith("GQA7"):
+        return True
+    unchecked = [c for c in claims if c.name == "pairing" and c.state is not ClaimState.PASS]
+    return (
+        skip.code.startswith("GQA6")
+        and bool(unchecked)
+        and (skip.needs == "base" or skip.reason in unchecked[0].reason)
+    )
 
 
 def perplexity_words(p: Perplexity) -> str:
@@ -264,6 +306,9 @@ def _last_line(report: CheckpointReport) -> Line:
         took = seconds_words(report.seconds)
         executed = "no code of the file was executed" if report.runtime else "nothing was executed"
         parts.append(f"{read} in {took}; {executed}")
+    if report.lineage and report.lineage.bytes_read:
+        lineage = report.lineage
+        parts.append(f"compared {bytes_words(lineage.bytes_read)} of weights in {seconds_words(lineage.seconds)}")
     if report.runtime:
         runtime = report.runtime
         parts.append(f"ran {seconds_words(runtime.seconds)} on {runtime.device} in {runtime.dtype}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gqacheck.rules.attention import ATTENTION_RULES
 from gqacheck.rules.files import FILE_RULES
+from gqacheck.rules.lineage import LINEAGE_RULES
 from gqacheck.rules.mlp import MLP_RULES
 from gqacheck.rules.model import MODEL_RULES
 from gqacheck.rules.modules import MODULE_RULES
@@ -16,5 +17,6 @@ RULES: tuple[Rule, ...] = (
     *MODULE_RULES,
     *MLP_RULES,
     *MODEL_RULES,
+    *LINEAGE_RULES,
     *RUNTIME_RULES,
 )

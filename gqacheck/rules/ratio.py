@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from gqacheck.geometry.config import LAYER_LISTS, config_layer_claim
 from gqacheck.geometry.facts import Attention, Claim, Geometry, Layer, Subject
 from gqacheck.rules.heads import by_source, counted, full_layers, is_guess
+from gqacheck.rules.origins import all_read_their_own
 from gqacheck.rules.rule import Quantity, Severity, Violation
+
+_STILL_PAIRED = "; compared with the base's weights, every query head still reads the KV head it was trained with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ def ratio_drift(subject: Subject) -> Iterator[Violation]:
     What it checks
         Query heads over KV heads of every layer, multiplied out (24 over 6 is 4:1 as 32 over 8 is), against the first
         of these that speaks: --expect-ratio, the --base, the config (its per-layer list before its scalar), and
-        without any of them the ratio of most layers, which is worth a warning only.
+        without any of them the ratio of most layers, which is worth a warning only. It is a warning as well where the
+        weights, compared with the --base, show that every query head of the layer still reads its own KV head.
 
     Why it matters
         A cut that keeps whole KV groups keeps the ratio. A ratio that moved means that query heads and KV heads were
@@ -50,6 +54,7 @@ def ratio_drift(subject: Subject) -> Iterator[Violation]:
         groups, 22.3 for query heads cut apart from them.
     """
     usual = _usual(subject)
+    kept = _kept_apart(subject)
     for layer, attention in full_layers(subject):
         n_q, n_kv = attention.n_q_heads, attention.n_kv_heads
         if not n_q or not n_kv or n_q % n_kv:
@@ -57,31 +62,41 @@ def ratio_drift(subject: Subject) -> Iterator[Violation]:
         reference = _reference(subject, layer) or usual
         if reference is None or n_q * reference.n_kv == reference.n_q * n_kv:
             continue
-        yield _violation(layer, attention, n_q, n_kv, reference)
+        yield _violation(layer, attention, n_q, n_kv, reference, legal=layer.index in kept)
 
 
-def _violation(layer: Layer, attention: Attention, n_q: int, n_kv: int, reference: _Reference) -> Violation:
+def _kept_apart(subject: Subject) -> frozenset[int]:
+    """The layers of which the parent's weights show that every query head still reads its own KV head."""
+    lineage = subject.lineage
+    if lineage is None or not lineage.compared:
+        return frozenset()
+    return frozenset(layer.index for layer in lineage.layers if all_read_their_own(layer))
+
+
+def _violation(
+    layer: Layer, attention: Attention, n_q: int, n_kv: int, reference: _Reference, *, legal: bool
+) -> Violation:
     tensors = tuple(dict.fromkeys(p.tensor for p in (attention.q, attention.k) if p is not None))
     wanted = n_kv * reference.n_q // reference.n_kv if n_kv * reference.n_q % reference.n_kv == 0 else None
     keep = f" ({wanted} for {counted(n_kv, 'KV head')})" if wanted else ""
+    on_purpose = f"if query heads were cut inside every group on purpose, give --expect-ratio {n_q // n_kv}:1"
     return Violation(
         message=(
             f"{n_q} query heads over {counted(n_kv, 'KV head')} are {n_q // n_kv}:1"
-            f"{by_source(attention.head_dim)}, but {reference.source}"
+            f"{by_source(attention.head_dim)}, but {reference.source}{_STILL_PAIRED if legal else ''}"
         ),
         layer=layer.index,
         tensors=tensors,
         expected=Quantity(_words(reference.n_q, reference.n_kv), "query heads per KV head"),
         actual=Quantity(_words(n_q, n_kv), "query heads per KV head"),
         source="tensor shapes",
-        consequence=(
-            "nothing raises: query heads that read a KV head they were not trained with turn the output to noise"
-        ),
-        fix=(
-            f"prune again in whole KV groups, {_words(reference.n_q, reference.n_kv)}{keep}; if query heads were cut "
-            f"inside every group on purpose, give --expect-ratio {n_q // n_kv}:1"
-        ),
-        severity=None if reference.known and not is_guess(attention.head_dim) else Severity.WARNING,
+        consequence="none by itself: query heads were cut inside their groups, which is legal"
+        if legal
+        else "nothing raises: query heads that read a KV head they were not trained with turn the output to noise",
+        fix=on_purpose
+        if legal
+        else f"prune again in whole KV groups, {_words(reference.n_q, reference.n_kv)}{keep}; {on_purpose}",
+        severity=None if reference.known and not legal and not is_guess(attention.head_dim) else Severity.WARNING,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 # layer -> (query heads kept in each kept KV group, KV heads kept): 12:3 untouched, 8:2, 9:3 and 4:1
@@ -27,11 +29,20 @@ def cut_layers(model: Any, layers: Any = None, *, heads: bool = True, mlp: bool 
 
 def cut_attention(attention: Any, in_group: tuple[int, ...], kv: tuple[int, ...]) -> None:
     """Keep KV heads ``kv`` and, of each, the query heads ``in_group``."""
+    cut_heads(attention, [head * GROUP + member for head in kv for member in in_group], kv)
+
+
+def cut_heads(attention: Any, queries: list[int], kv: Sequence[int]) -> None:
+    """Keep these query heads and KV heads, in this order; query heads stand beside whichever KV head comes out."""
     head_dim = attention.head_dim
-    queries = [group * GROUP + member for group in kv for member in in_group]
     n_q, n_kv = len(queries), len(kv)
     if hasattr(attention, "query_key_value"):  # Falcon: per KV group [4 q, k, v]
-        units = [group * (GROUP + 2) + member for group in kv for member in (*in_group, GROUP, GROUP + 1)]
+        group = n_q // n_kv
+        units = []
+        for place, head in enumerate(kv):
+            mine = queries[place * group : (place + 1) * group]
+            units += [query // GROUP * (GROUP + 2) + query % GROUP for query in mine]
+            units += [head * (GROUP + 2) + GROUP, head * (GROUP + 2) + GROUP + 1]
         take(attention.query_key_value, rows=_rows(units, head_dim))
         take(attention.dense, columns=_rows(queries, head_dim))
         attention.num_heads, attention.num_kv_heads = n_q, n_kv
@@ -70,36 +81,68 @@ def cut_attention(attention: Any, in_group: tuple[int, ...], kv: tuple[int, ...]
 
 def cut_mlp(mlp: Any, share: float) -> None:
     """Keep the first ``share`` of the channels of an MLP or of every expert."""
+    widths = mlp_widths(mlp)
+    cut_channels(mlp, {part: list(range(int(width * share))) for part, width in widths.items()})
+
+
+def mlp_widths(mlp: Any) -> dict[Any, int]:
+    """Channels of each part of an MLP: None for a dense one, experts by number, ``shared``."""
+    if not hasattr(mlp, "experts"):
+        return {None: _down(mlp).in_features}
+    down = mlp.experts.down_proj
+    width = down.shape[1] if _transposed(mlp.experts) else down.shape[2]
+    found: dict[Any, int] = dict.fromkeys(range(down.shape[0]), width)
+    if hasattr(mlp, "shared_expert"):
+        found["shared"] = mlp.shared_expert.down_proj.in_features
+    return found
+
+
+def cut_channels(mlp: Any, kept: dict[Any, list[int]]) -> None:
+    """Keep these channels of each part that ``mlp_widths`` names, in this order; experts keep equally many."""
     if hasattr(mlp, "experts"):
-        _cut_experts(mlp.experts, share)
+        _cut_experts(mlp.experts, [kept[number] for number in range(mlp.experts.down_proj.shape[0])])
         if hasattr(mlp, "shared_expert"):
-            cut_mlp(mlp.shared_expert, share)
+            cut_channels(mlp.shared_expert, {None: kept["shared"]})
         return
+    channels = kept[None]
     names = [name for name in ("gate_proj", "up_proj", "c_fc", "dense_h_to_4h") if hasattr(mlp, name)]
-    down = next(getattr(mlp, name) for name in ("down_proj", "c_proj", "dense_4h_to_h") if hasattr(mlp, name))
-    width = int(down.in_features * share)
     if hasattr(mlp, "gate_up_proj"):
-        old = down.in_features
-        take(mlp.gate_up_proj, rows=[*range(width), *range(old, old + width)])
+        old = _down(mlp).in_features
+        take(mlp.gate_up_proj, rows=[*channels, *(old + channel for channel in channels)])
     for name in names:
-        take(getattr(mlp, name), rows=list(range(width)))
-    take(down, columns=list(range(width)))
+        take(getattr(mlp, name), rows=channels)
+    take(_down(mlp), columns=channels)
 
 
-def _cut_experts(experts: Any, share: float) -> None:
-    if hasattr(experts, "gate_up_proj_bias"):  # gpt-oss: [E, H, 2 I], gate and up interleaved
-        width = int(experts.down_proj.shape[1] * share)
-        experts.gate_up_proj = nn.Parameter(experts.gate_up_proj[:, :, : 2 * width])
-        experts.gate_up_proj_bias = nn.Parameter(experts.gate_up_proj_bias[:, : 2 * width])
-        experts.down_proj = nn.Parameter(experts.down_proj[:, :width])
+def _down(mlp: Any) -> Any:
+    return next(getattr(mlp, name) for name in ("down_proj", "c_proj", "dense_4h_to_h") if hasattr(mlp, name))
+
+
+def _transposed(experts: Any) -> bool:
+    """gpt-oss: [E, H, 2 I], gate and up interleaved."""
+    return hasattr(experts, "gate_up_proj_bias")
+
+
+def _cut_experts(experts: Any, kept: list[list[int]]) -> None:
+    width = len(kept[0])
+    if _transposed(experts):
+        pairs = [[2 * channel + half for channel in channels for half in (0, 1)] for channels in kept]
+        experts.gate_up_proj = _each(experts.gate_up_proj, pairs, 1)
+        experts.gate_up_proj_bias = _each(experts.gate_up_proj_bias, pairs, 0)
+        experts.down_proj = _each(experts.down_proj, kept, 0)
         experts.intermediate_size = width
         return
     old = experts.down_proj.shape[2]
-    width = int(old * share)
-    rows = [*range(width), *range(old, old + width)]
-    experts.gate_up_proj = nn.Parameter(experts.gate_up_proj[:, rows])
-    experts.down_proj = nn.Parameter(experts.down_proj[:, :, :width].contiguous())
+    rows = [[*channels, *(old + channel for channel in channels)] for channels in kept]
+    experts.gate_up_proj = _each(experts.gate_up_proj, rows, 0)
+    experts.down_proj = _each(experts.down_proj, kept, 1)
     experts.intermediate_dim = width
+
+
+def _each(stacked: Any, kept: list[list[int]], side: int) -> Any:
+    """Of every expert's tensor the indices that it keeps along ``side``."""
+    chosen = [one.index_select(side, torch.tensor(indices)) for one, indices in zip(stacked, kept, strict=True)]
+    return nn.Parameter(torch.stack(chosen).contiguous())
 
 
 def take(linear: Any, *, rows: list[int] | None = None, columns: list[int] | None = None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gqacheck.checkpoint import Checkpoint, Container, TensorInfo
 from gqacheck.geometry.facts import (
     Attention,
+    Counterfactual,
     Geometry,
     Layer,
     Measured,
@@ -19,6 +21,7 @@ from gqacheck.geometry.facts import (
     Subject,
 )
 from gqacheck.geometry.families import Family
+from gqacheck.geometry.origins import Channels, Heads, LayerOrigin, Lineage, MlpOrigin, Origin, State
 from gqacheck.result import CheckpointReport, ClaimResult, ClaimState, Report, Verdict
 from gqacheck.rules.rule import Finding, Quantity, Rule, Severity, Skipped, Violation
 
@@ -198,4 +201,133 @@ def rule(code: str, *violations: Violation, slug: str = "", claim: str = "shapes
         yield from violations
 
     made = Rule(code, slug or f"rule-{code[3:]}", Severity.ERROR, claim, check)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+KEPT_KV = (0, 2, 3, 4, 6, 7)
+"""The KV heads that a 32:8 layer cut to 24:6 keeps."""
+
+
+def heads(role: str, parents: Iterable[int | None], n_parent: int, state: State = "exact", index: int = 0) -> Heads:
+    """Blocks that are these heads of the parent, bit by bit; None is unmatched."""
+    origins = tuple(Origin("unmatched") if head is None else Origin("exact", (head,)) for head in parents)
+    return Heads(role, state, n_parent, origins, tensor=f"model.layers.{index}.self_attn.{role}_proj.weight")
+
+
+def channels(role: str, parents: Iterable[int], n_parent: int = 14336) -> Channels:
+    """Channels that are these of the parent."""
+    return Channels(role, "exact", n_parent, array("i", parents), tensor=f"model.layers.0.mlp.{role}_proj.weight")
+
+
+def gated(parents: Sequence[int], n_parent: int = 14336, **moved: Sequence[int]) -> MlpOrigin:
+    """A gated MLP that kept these channels; ``up`` or ``down`` may be told apart."""
+    made = {role: channels(role, moved.get(role, parents), n_parent) for role in ("gate", "up", "down")}
+    return MlpOrigin(**made)
+
+
+def layer_origin(
+    index: int,
+    q: Sequence[int | None],
+    k: Sequence[int | None],
+    *,
+    parent_q: int = 32,
+    parent_kv: int = 8,
+    **changes: object,
+) -> LayerOrigin:
+    """One layer whose q heads and KV heads are these of the parent's; v goes with k and o with q unless told."""
+    made = LayerOrigin(
+        index,
+        index,
+        n_q=len(q),
+        n_kv=len(k),
+        parent_n_q=parent_q,
+        parent_n_kv=parent_kv,
+        q=heads("q", q, parent_q, index=index),
+        k=heads("k", k, parent_kv, index=index),
+        v=heads("v", k, parent_kv, index=index),
+        o=heads("o", q, parent_q, index=index),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def own_heads(kv: Iterable[int], group: int = 4) -> list[int]:
+    """The query heads that were trained with these KV heads, in their order."""
+    return [head * group + n for head in kv for n in range(group)]
+
+
+def whole(index: int) -> LayerOrigin:
+    """A layer of 32:8 heads that was left alone."""
+    return layer_origin(index, range(32), range(8))
+
+
+def lineage(layers: Iterable[LayerOrigin] | None = None, **changes: object) -> Lineage:
+    """A child of a parent of 32 layers; by default whole KV groups were cut in layers 4-28."""
+    if layers is None:
+        layers = (kept_groups(i) if 4 <= i < 29 else whole(i) for i in range(32))
+    made = Lineage("child", layers=tuple(layers), n_parent_layers=32, bytes_read=812_000_000, seconds=12.4)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def kept_groups(index: int, **changes: object) -> LayerOrigin:
+    """Whole KV groups kept: nothing wrong."""
+    return replace(layer_origin(index, own_heads(KEPT_KV), KEPT_KV), **changes)  # type: ignore[arg-type]
+
+
+def truncated(index: int, **changes: object) -> LayerOrigin:
+    """The same KV heads kept, and the first 24 query heads: 20 of them beside a KV head that is not theirs."""
+    made = layer_origin(index, range(24), KEPT_KV, cause="q_proj was cut to its first 24 heads")
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def truncated_lineage() -> Lineage:
+    """What the truncation leaves: layers 4-28 misread."""
+    return lineage(truncated(i) if 4 <= i < 29 else whole(i) for i in range(32))
+
+
+def regrouped(layers: Sequence[int] = tuple(range(4, 29)), **changes: object) -> Finding:
+    """GQA601 on these layers."""
+    made = finding(
+        "GQA601",
+        slug="head-regrouped",
+        message="query head 4 came from parent head 4 (KV group 1) but now reads parent KV head 2",
+        layers=tuple(layers),
+        expected=None,
+        actual=None,
+        cause="q_proj was cut to its first 24 heads",
+        consequence="nothing raises; text is garbage",
+        fix="gqacheck repair ckpt.bin --base parent -o fixed/",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def misaligned(**changes: object) -> CheckpointReport:
+    """The truncated child with its parent: shapes right, pairing wrong."""
+    claims = (CLAIMS[0], ClaimResult("pairing", ClaimState.FAIL, "1 error: GQA601", 8), CLAIMS[2])
+    made = healthy(
+        verdict=Verdict.FAIL,
+        exit_code=1,
+        geometry=geometry(cut_layers()),
+        base=CheckpointReport("parent", Verdict.PASS, 0, checkpoint(8_030_000_000), geometry()),
+        findings=(regrouped(),),
+        claims=claims,
+        lineage=truncated_lineage(),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def sound_child(**changes: object) -> CheckpointReport:
+    """The child that kept whole KV groups, with its parent: nothing wrong."""
+    claims = (CLAIMS[0], ClaimResult("pairing", ClaimState.PASS, "32 of 32 layers compared", 8), CLAIMS[2])
+    made = healthy(
+        geometry=geometry(cut_layers()),
+        base=CheckpointReport("parent", Verdict.PASS, 0, checkpoint(8_030_000_000), geometry()),
+        claims=claims,
+        lineage=lineage(),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def counterfactual(**changes: object) -> Counterfactual:
+    """The 718,107 child, explained."""
+    made = Counterfactual("smoke", "windows-512: non-overlapping", 14.13, 26.0, 718107.3, 8188, 16, "pairing")
     return replace(made, **changes)  # type: ignore[arg-type]

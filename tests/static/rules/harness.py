@@ -37,6 +37,7 @@ from gqacheck.checkpoint import Checkpoint
 from gqacheck.formats import open_checkpoint
 from gqacheck.geometry.facts import Expectations, Subject
 from gqacheck.geometry.measure import measure
+from gqacheck.geometry.origins import Lineage
 from gqacheck.rules.rule import Finding, Rule, Skipped
 from gqacheck.rules.run import run_rules
 from gqacheck.testing.sketch import Sketch, SketchModule
@@ -54,14 +55,16 @@ path, a checkpoint already read, or the subject itself."""
 class Case:
     """One file and what a rule should say of it. ``container``: ``module``, ``state-dict`` or ``folder``.
 
-    base: the parent. config: written to a file and given as ``--config``. layers, says (parts of the message),
-    tells (parts of the consequence), fixes (parts of the fix) and count are checked where they are given.
+    base: the parent. lineage: what its weights are said to show (see ``lineages``). config: written to a file and given
+    as ``--config``. layers, says (parts of the message), tells (parts of the consequence), fixes (parts of the fix) and
+    count are checked where they are given.
     """
 
     source: Source
     severity: str | None = None
     container: str = "module"
     base: Source | None = None
+    lineage: Lineage | None = None
     expect: Expectations = field(default_factory=Expectations)
     family: str | None = None
     head_dim: int | None = None
@@ -83,6 +86,7 @@ class Case:
             self.source,
             container=self.container,
             base=base,
+            lineage=self.lineage,
             expect=self.expect,
             family=self.family,
             head_dim=self.head_dim,
@@ -180,6 +184,7 @@ def make_subject(
     *,
     container: str = "module",
     base: Subject | None = None,
+    lineage: Lineage | None = None,
     expect: Expectations | None = None,
     family: str | None = None,
     head_dim: int | None = None,
@@ -190,7 +195,7 @@ def make_subject(
         return source
     checkpoint = source if isinstance(source, Checkpoint) else _read(source, container, config)
     geometry = measure(checkpoint, family=family, head_dim=head_dim)
-    return Subject(checkpoint, geometry, base=base, expect=expect or Expectations())
+    return Subject(checkpoint, geometry, base=base, expect=expect or Expectations(), lineage=lineage)
 
 
 def _read(
