@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gqacheck.checkpoint import TensorInfo
 from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Attention, Layer, Projection
 from gqacheck.geometry.origins import NOWHERE, Heads, MlpOrigin, State, VectorOrigin
@@ -89,7 +88,7 @@ def _all_heads(side: Side, attention: Attention, role: str) -> bool:
     return side.geometry.family.qk_norm in ("all-heads", "per-head-rows") and entries == projection.rows
 
 
-def _bias(side: Side, attention: Attention, projection: Projection) -> Matrix | None:
+def _bias(side: Side, attention: Attention, projection: Projection) -> Sequence[Matrix] | None:
     """The bias with one entry as a line, in the order of the projection's rows."""
     info = side.checkpoint.tensors.get(projection.bias_tensor or "")
     if info is None or len(info.shape) != 1:
@@ -100,29 +99,35 @@ def _bias(side: Side, attention: Attention, projection: Projection) -> Matrix | 
             rows = channel_rows(projection, info.shape[0])
         else:
             rows = fused_rows(side.geometry, attention, projection.role)
-    return None if rows is None else Matrix(info, info.storage_offset, rows, info.strides[0], range(1), 1)
+    return None if rows is None else [Matrix(info, info.storage_offset, rows, info.strides[0], range(1), 1)]
 
 
-def _whole(side: Side, tensor: str) -> Matrix | None:
-    """A vector, or a matrix of one row per head, entry by entry."""
-    info: TensorInfo | None = side.checkpoint.tensors.get(tensor)
-    if info is None or not info.shape or not info.is_contiguous:
+def _whole(side: Side, tensor: str) -> Sequence[Matrix] | None:
+    """A vector, a matrix of one row per head, or a list of vectors, one per head (StableLM), entry by entry."""
+    tensors = side.checkpoint.tensors
+    before, listed, after = tensor.partition(".norms.0.")
+    names = [tensor]
+    while listed and f"{before}.norms.{len(names)}.{after}" in tensors:
+        names.append(f"{before}.norms.{len(names)}.{after}")
+    infos = [tensors.get(name) for name in names]
+    if any(info is None or not info.shape or not info.is_contiguous for info in infos):
         return None
-    return Matrix(info, info.storage_offset, range(info.numel), 1, range(1), 1)
+    return [Matrix(info, info.storage_offset, range(info.numel), 1, range(1), 1) for info in infos if info is not None]
 
 
 def _read(
-    pair: Pair, role: str, kind: Kind, ours: Matrix | None, theirs: Matrix | None, width: int
+    pair: Pair, role: str, kind: Kind, ours: Sequence[Matrix] | None, theirs: Sequence[Matrix] | None, width: int
 ) -> Iterator[_Vector]:
-    if ours is None or theirs is None or ours.n_lines % width or theirs.n_lines % width:
+    if not ours or not theirs or any(sum(m.n_lines for m in side) % width for side in (ours, theirs)):
         return
+    dtype = ours[0].info.dtype
     try:
-        mine = b"".join(pair.child.samples(ours, range(1)))
-        parents = b"".join(pair.parent_samples(theirs, range(1), ours.info.dtype))
+        mine = b"".join([sample for matrix in ours for sample in pair.child.samples(matrix, range(1))])
+        parents = b"".join([sample for matrix in theirs for sample in pair.parent_samples(matrix, range(1), dtype)])
     except ReadError:
         return
-    size = len(mine) // max(1, ours.n_lines)
-    yield _Vector(role, kind, ours.info.name, mine, parents, ours.info.dtype, width, size)
+    size = len(mine) // max(1, sum(matrix.n_lines for matrix in ours))
+    yield _Vector(role, kind, ours[0].info.name, mine, parents, dtype, width, size)
 
 
 def _by_head(vector: _Vector, heads: Heads) -> VectorOrigin:
