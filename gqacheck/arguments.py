@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gqacheck.errors import UsageError
-from gqacheck.flags import COLOURS, FLAGS, FORMATS, GROUPS, Flag, one_of, suggestion
+from gqacheck.flags import ALIASES, COMMAND_FLAGS, GROUPS, Flag, suggestion
 
 CORPORA = ("smoke",)
 CHECKPOINT_SUFFIXES = (
@@ -17,18 +17,18 @@ CHECKPOINT_SUFFIXES = (
 )  # fmt: skip
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("CKPT [CKPT ...] [options]", "check files or folders (the word `check` may be left out)"),
+    "repair": (
+        "CKPT [--base PARENT] -o OUT",
+        "a sound copy: heads beside their own KV head, attributes, config",
+    ),
     "explain": ("CODE", "what a rule checks, why it matters and how to fix it; CODE is GQA104 or q-kv-indivisible"),
     "rules": ("[--format text|json]", "all rules with their severities"),
     "demo": ("[FOLDER]", "writes a tiny parent, a broken and a healthy child, and checks them"),
 }
-_SMALL = (
-    Flag("--format", "text|json", "default text", one_of(*FORMATS)),
-    Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
-)
 _EXAMPLES = """\
 examples
   gqacheck pytorch_model.bin                    reads the headers: milliseconds, nothing is executed
-  gqacheck model/ --base parent/                beside its parent: what was cut, is the ratio still right
+  gqacheck model/ --base parent/                beside its parent: does every head still read its own KV head
   gqacheck pytorch_model.bin --ppl              rebuilds and runs it: perplexity on a small built-in text
   gqacheck model/ --ppl held-out.txt            the same on your own text
   gqacheck a.bin b.bin --output json=out.json   two at once, and a JSON report beside the text
@@ -42,6 +42,16 @@ exit codes (with several checkpoints the highest)
 
 Options may also stand in gqacheck.toml, or under [tool.gqacheck] in pyproject.toml, in this folder or one above
 it (fail-on = "warning"); the command line wins.
+"""
+_REPAIR_HELP = """
+examples
+  gqacheck repair pytorch_model.bin --base parent/ --dry-run     what would be changed
+  gqacheck repair pytorch_model.bin --base parent/ -o fixed/     each KV head gets its own query heads back
+  gqacheck repair pytorch_model.bin -o fixed/                    stale attributes, counts and config alone
+
+The copy is of the same kind as CKPT and has as many heads in every layer. It is checked, and run beside the parent
+with everything else masked, before it gets its name. CKPT is never touched. Exit codes: 0 repaired, or nothing to
+mend; 2 usage; 3 cannot be mended, and nothing was written.
 """
 
 
@@ -62,7 +72,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         command = rest.pop(0)
     elif rest:
         _refuse_unknown_command(rest[0])
-    flags = FLAGS if command == "check" else {flag.name: flag for flag in _SMALL}
+    flags = {flag.name: flag for flag in COMMAND_FLAGS[command]}
     words: list[str] = []
     given: dict[str, Any] = {}
     i = 0
@@ -70,6 +80,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         word = rest[i]
         i += 1
         name, equals, value = word.partition("=")
+        name = ALIASES.get(name, name) if command == "repair" else name
         if word == "--":
             words += rest[i:]
             break
@@ -165,8 +176,8 @@ def help_text(command: str | None) -> str:
     """The help of one command; of all of them for None."""
     if command is not None and command != "check":
         usage, sentence = COMMANDS[command]
-        flags = _SMALL if command in ("rules",) else _SMALL[1:]
-        return f"usage: gqacheck {command} {usage}\n\n{sentence}\n\noptions\n{_rows(flags)}"
+        more = _REPAIR_HELP if command == "repair" else ""
+        return f"usage: gqacheck {command} {usage}\n\n{sentence}\n\noptions\n{_rows(COMMAND_FLAGS[command])}{more}"
     parts = [
         "usage: gqacheck CKPT [CKPT ...] [options]\n",
         "Is a pruned grouped-query-attention checkpoint sound, and does it really run?\n"

@@ -190,7 +190,27 @@ def _dispatch(argv: Sequence[str], screen: Screen) -> int:
         else:
             screen.show(explain.rules_blocks(), colour)
         return 0
+    if arguments.command == "repair":
+        return _repair(arguments, screen, colour)
     return _demo(arguments, screen, colour)
+
+
+def _repair(arguments: Arguments, screen: Screen, colour: str) -> int:
+    if len(arguments.words) != 1:
+        raise UsageError(f"repair takes one checkpoint, and was given {len(arguments.words)}")
+    from gqacheck.repair import repair
+    from gqacheck.repair.text import repair_blocks
+
+    given = {key: value for key, value in arguments.given.items() if key != "color"}
+    progress = _progress(screen)
+    try:
+        report = repair(arguments.words[0], progress=progress, **given)
+    finally:
+        if progress is not None:
+            progress.close()
+    screen.code = report.exit_code
+    screen.show(repair_blocks(report), colour)
+    return report.exit_code
 
 
 def _demo(arguments: Arguments, screen: Screen, colour: str) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 from gqacheck.errors import UsageError
 
 FORMATS = ("text", "json")
+OUTPUT_FORMATS = (*FORMATS, "svg")
+"""What --output writes into files: the reports, and the head map as a picture."""
 COLOURS = ("auto", "always", "never")
 
 
@@ -84,9 +86,9 @@ def _commas(name: str, text: str) -> tuple[str, ...]:
 
 def _output(name: str, text: str) -> tuple[str, str]:
     form, equals, path = text.partition("=")
-    if equals and path and form in FORMATS:
+    if equals and path and form in OUTPUT_FORMATS:
         return form, path
-    raise UsageError(f"{name} takes FORMAT=FILE, where FORMAT is {' or '.join(FORMATS)}, not {text[:60]!r}")
+    raise UsageError(f"{name} takes FORMAT=FILE, where FORMAT is {', '.join(OUTPUT_FORMATS)}, not {text[:60]!r}")
 
 
 GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
@@ -127,7 +129,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
         "the report",
         (
             Flag("--format", "text|json", "on standard output; default text", one_of(*FORMATS)),
-            Flag("--output", "FORMAT=FILE", "also into a file; replaces nothing but an older report; repeatable",
+            Flag("--output", "FORMAT=FILE", "also into a file: text, json, or svg, the map of heads; repeatable",
                  _output, repeat=True, setting=False),
             Flag("--quiet", "", "one line per checkpoint, no progress bar"),
             Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
@@ -135,3 +137,24 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     ),
 )  # fmt: skip
 FLAGS = {flag.name: flag for _, flags in GROUPS for flag in flags}
+_SHORT = (
+    Flag("--format", "text|json", "default text", one_of(*FORMATS)),
+    Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
+)
+REPAIR = (
+    Flag("--base", "PARENT", "the checkpoint before pruning; without it only what needs no parent is mended"),
+    Flag("--out", "OUT", "the folder (or .bin, .safetensors file) to write; also -o; must not exist"),
+    Flag("--dry-run", "", "say what would be changed, and write nothing"),
+    Flag("--from-base", "", "take every weight of a repaired layer from the parent, fine-tuned ones too"),
+    *(FLAGS[name] for name in ("--config", "--family", "--head-dim")),
+    Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
+)
+COMMAND_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "check": tuple(FLAGS.values()),
+    "explain": _SHORT[1:],
+    "rules": _SHORT,
+    "demo": _SHORT[1:],
+    "repair": REPAIR,
+}
+"""The options of every sub-command."""
+ALIASES = {"-o": "--out"}

@@ -40,7 +40,8 @@ def units(blocks: NDArray[Any]) -> NDArray[Any]:
 
     rows = blocks.reshape(len(blocks), -1)
     length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    found: NDArray[Any] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return found
 
 
 def even(blocks: NDArray[Any]) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gqacheck.lineage.assignment import assign
-from gqacheck.lineage.evidence import MOST, apart, least_cosine
+from gqacheck.lineage.evidence import MOST, apart, least_cosine, units
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +35,8 @@ def find_order(child: Floats, parent: Floats, n: float) -> tuple[tuple[int, ...]
     """(candidates, cosine, order) when the lines of ``child`` are a parent block's in another order, else None.
 
     child: [L, C]. parent: [N, L, C]. n: independent values of a block. There are L! orders to be lucky with, so the
-    cosine must be out of their reach. candidates: the best block, then those that it cannot be told from, each under its
-    own best order; ``cosine`` and ``order`` are the best one's.
+    cosine must be out of their reach. candidates: the best block, then those that it cannot be told from, each as it
+    stands or in its own best order; ``cosine`` and ``order`` are the best one's.
     """
     import numpy as np
 
@@ -49,10 +49,13 @@ def find_order(child: Floats, parent: Floats, n: float) -> tuple[tuple[int, ...]
     if not tried or tried[0][0] < least:
         return None
     cosine, order, best = tried[0]
-    others = np.array([other for other, _, _ in tried[1:]])
-    alike = np.array([best_order(parent[best], parent[j])[0] for _, _, j in tried[1:]])
-    told = apart(np.float64(cosine), others, alike, n)
-    return (best, *(j for (_, _, j), distinct in zip(tried[1:], told, strict=True) if not distinct)), cosine, order
+    theirs = units(parent)
+    reached = theirs @ units(child[None])[0]
+    alike = theirs @ units(parent[best][order][None])[0]
+    for other, _, j in tried:
+        reached[j], alike[j] = other, best_order(parent[best], parent[j])[0]
+    distinct = apart(np.array(cosine), reached, alike, n)
+    return (best, *(int(j) for j in np.argsort(-reached) if j != best and not distinct[j])), cosine, order
 
 
 def _most_possible(child: Floats, parent: Floats) -> NDArray[Any]:

@@ -34,7 +34,7 @@ class BlockMatch:
     """Which parent block one child block is.
 
     candidates: every parent block that it may be, best first: one when it is told, several where the parent's blocks
-        are equal or too alike for the difference to tell, () when it matches none. Accuse only what no candidate excuses.
+        are equal or too alike for the difference to tell, () when it matches none. Accuse only what none excuses.
     parent: ``candidates[0]`` where it is told, where the candidates are equal blocks, or where ``expected`` is one of
         them (then it stands first); None when undecided (several candidates) or unmatched (none).
     similarity: cosine to ``candidates[0]``, else to the most similar block. order: for each line of the child's block

@@ -113,9 +113,8 @@ def _unsupported(layer: Layer, child: Geometry, takes: list[RoleTake]) -> str:
         stored_apart = ".norms." in norm.tensor
         if stored_apart:
             return "its norms are stored one by one, which is not rebuilt"
-    widths = {take.before for take in takes if take.expert is not None} | {
-        len(take.take) for take in takes if take.expert is not None
-    }
+    numbered = [take for take in takes if isinstance(take.expert, int)]
+    widths = {take.before for take in numbered} | {len(take.take) for take in numbered}
     stacked = any(expert.index == "stacked" for expert in layer.mlp.experts)
     if stacked and len(widths) > 1:
         return "its experts lie in one tensor, which holds one width only"

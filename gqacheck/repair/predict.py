@@ -144,9 +144,6 @@ def repaired_lineage(lineage: Lineage, plans: Sequence[LayerPlan]) -> Lineage:
 def _repaired(layer: LayerOrigin, plan: LayerPlan) -> LayerOrigin:
     takes = {(take.role, take.expert): take for take in plan.takes if take.kind == "weight"}
     vectors = {(take.role, take.kind, take.expert) for take in plan.takes if take.kind != "weight"}
-    heads = {
-        role: _repaired_heads(role, getattr(layer, role), takes.get((role, None))) for role in ("q", "k", "v", "o")
-    }
     n_q, n_kv = plan.heads or (layer.n_q, layer.n_kv)
     return replace(
         layer,

@@ -53,11 +53,11 @@ class Slot:
             self._all(tensor)[list(self.rows)] = lines
 
     def _all(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.kind != "weight":
-            return tensor.reshape(-1, 1)
         if self.expert is not None:
             tensor = tensor[self.expert]
-            tensor = tensor.T if self.transposed else tensor
+        if self.kind != "weight":
+            return tensor.reshape(-1, 1)
+        tensor = tensor.T if self.transposed else tensor
         return tensor.T if self.turned else tensor
 
 
@@ -124,10 +124,10 @@ def _mlp_slots(
             (role, "weight", expert),
             Slot(role, "weight", projection.tensor, 1, n_lines, rows, role == "down", place, transposed, shared),
         )
-        if role != "down" and projection.bias is not None and projection.bias_tensor is not None and not stacked:
+        if role != "down" and projection.bias is not None and projection.bias_tensor is not None:
             yield (
                 (role, "bias", expert),
-                Slot(role, "bias", projection.bias_tensor, 1, projection.bias, rows, shared=shared),
+                Slot(role, "bias", projection.bias_tensor, 1, projection.bias, rows, expert=place, shared=shared),
             )
 
 

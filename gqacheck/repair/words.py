@@ -93,6 +93,8 @@ def finding_changes(gone: Sequence[Finding], *, as_module: bool) -> tuple[Change
             Change(f"built anew with the stock class of {_transformers()}: attributes follow the weights{which}",
                    tuple(layers))
         )  # fmt: skip
+    if as_module and "GQA405" in codes:
+        changes.append(Change("written as one whole module, which may hold layers of different shape (GQA405)"))
     changes += [Change(f"{_BY_WRITING[code]} ({code})") for code in codes if code in _BY_WRITING]
     return tuple(changes)
 

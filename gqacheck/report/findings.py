@@ -59,9 +59,8 @@ def _meanings(report: CheckpointReport, codes: Sequence[str]) -> list[str]:
     meanings = []
     if PAIRING_CODES & set(codes):
         clean = not any(code.startswith(SHAPE_PREFIXES) for code in codes)
-        meanings.append(
-            f"broken pairing: {'the shapes are right, the heads are not' if clean else 'heads stand beside others than their own'}"
-        )
+        text = "the shapes are right, the heads are not" if clean else "heads stand beside others than their own"
+        meanings.append(f"broken pairing: {text}")
     meanings += [text for prefix, text in GROUPS if any(code.startswith(prefix) for code in codes)]
     whence = whence_words(report.runtime)
     if whence and meanings and meanings[-1] == GROUPS[-1][1]:

@@ -48,7 +48,7 @@ def render_svg(report: Report) -> str:
         body, wide, high = _figure(checkpoint, f"gqm{position}")
         parts.append(f'<svg y="{number(y)}" width="{number(wide)}" height="{number(high)}">{body}</svg>')
         y, width = y + high, max(width, wide)
-    paper = [style("gqm", 0, ()), shape("gqm", "paper", box(0, 0, width, y))]
+    paper = [style("gqm", 0, ()), definitions("gqm", 0, ()), shape("gqm", "paper", box(0, 0, width, y))]
     return _document("gqm", "\n".join([*paper, *parts]), width, y)
 
 
@@ -185,7 +185,7 @@ def _sample(p: str, kind: str, at: Strip) -> list[str]:
         "cross": [1] * 4,
         "gone": [REMOVED] * 4,
         "none": [None] * 4,
-        "pattern": [1, 1, 9, 17],
+        "pattern": [1, 1, 9, 9],
     }
     groups = shown.get(kind, [0] * 4)
     bar = {"gone": REMOVED, "none": None}.get(kind, 0)

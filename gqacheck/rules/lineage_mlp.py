@@ -79,7 +79,7 @@ def mlp_misaligned(subject: Subject) -> Iterator[Violation]:
 
 
 def _apart(mlp: MlpOrigin, parts: tuple[Channels, ...]) -> _Apart | None:
-    if len(parts) < 2 or all(part.parents == parts[0].parents for part in parts):
+    if all(part.parents == parts[0].parents for part in parts):
         return None
     wrong = [
         position

@@ -132,7 +132,7 @@ def _one(runs: Runs, kept: Kept, pairing_broken: bool) -> Counterfactual | str:
         tokens=tokens_of(runs.child),
         windows=sum(len(segment.window_nlls) for segment in runs.child.segments),
         verdict=verdict,
-        partial=bool(kept.notes),
+        partial=kept.lacking,
         note="; ".join((*remarks(runs, verdict, pairing_broken=pairing_broken), *kept.notes)),
     )
 

@@ -155,9 +155,9 @@ def undecided(runs: Runs) -> str:
     """Why there is no verdict."""
     if math.isnan(nll(runs.child)):
         return "this file's perplexity is not a number, so there is nothing to explain"
-    if math.isnan(nll(runs.masked)):
-        whose = "parent's" if math.isnan(nll(runs.base)) else "masked parent's"
-        return f"the {whose} perplexity is not a number: repeat it with --dtype float32"
+    for whose, measured in (("parent", runs.base), ("masked parent", runs.masked)):
+        if math.isnan(nll(measured)):
+            return f"the {whose}'s perplexity is not a number: repeat it with --dtype float32"
     return f"{tokens_of(runs.child)} tokens are too few to tell the pruning's part from chance: give a longer text"
 
 

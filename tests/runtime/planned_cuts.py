@@ -16,7 +16,7 @@ from gqacheck.runtime.masked import KeptLayer
 
 @dataclass
 class LayerPlan:
-    """Of one layer: the query heads and KV heads of the child in its order, and the channels of each part of the MLP."""
+    """Of one layer: the query heads and KV heads of the child in its order, and the channels of each MLP part."""
 
     queries: list[int] | None = None
     kv: list[int] | None = None
@@ -33,11 +33,16 @@ def attention_of(layer: Any) -> Any:
 
 
 def parent_of(name: str, seed: int = 0) -> Any:
-    """A tiny model in float64, experts run one by one."""
+    """A tiny model in float64."""
     model = tiny_model(name, seed=seed).double()
+    run_experts_one_by_one(model)
+    return model
+
+
+def run_experts_one_by_one(model: Any) -> None:
+    """torch's grouped product knows no float64."""
     if any("experts" in part for part, _ in model.named_parameters()):
         model.set_experts_implementation("eager")
-    return model
 
 
 def random_plan(model: Any, seed: int, *, depth: bool = True) -> list[LayerPlan | None]:

@@ -15,8 +15,8 @@ from report_samples import (
     counterfactual,
     finding,
     gated,
-    healthy,
     heads,
+    healthy,
     kept_groups,
     layer_origin,
     lineage,
@@ -75,7 +75,7 @@ def test_map_of_28_to_4_chosen_without_regard_to_groups_counts_the_misread_of_ea
 
 
 def test_map_is_of_the_first_broken_layer_and_tells_the_others_apart() -> None:
-    other = layer_origin(6, own_heads((0, 1, 2, 3, 4))[:20] + [28, 29, 30, 31], (0, 1, 2, 3, 5, 7))
+    other = layer_origin(6, [*own_heads((0, 1, 2, 3, 4)), 28, 29, 30, 31], (0, 1, 2, 3, 5, 7))
     made = lineage([whole(3), kept_groups(4), truncated(5), other, truncated(7)])
     lines = shown(made, range(3, 8)).splitlines()
     assert lines[0] == "  map     layers 5, 7, the same in each; heads by their number in the parent"
@@ -120,7 +120,7 @@ def test_map_marks_what_was_not_told_apart_from_what_is_right() -> None:
 def test_map_on_equal_heads_in_the_parent_takes_the_reading_that_fits() -> None:
     twins = Heads("k", "exact", 8, (Origin("exact", (0, 1)), *heads("k", (2, 3, 4, 6, 7), 8).origins))
     q = own_heads((1, 2, 3, 4, 6, 7))
-    made = layer_origin(0, q, (0, 2, 3, 4, 6, 7), k=twins)
+    made = replace(layer_origin(0, q, (0, 2, 3, 4, 6, 7)), k=twins)
     assert [seat.kv for seat in seats(made)] == [1, 2, 3, 4, 6, 7]
     assert tally(seats(made)).clean
     assert head_map_blocks(lineage([made]), (0,)) == []

@@ -116,6 +116,7 @@ def test_claim_fails_on_one_layer_although_another_was_not_compared() -> None:
         (layer_of(mlps=[mlp_of([1, -1])]), "1 channel of gate_proj could not be told"),
         (layer_of(mlps=[mlp_of([1, 2], "not-compared")]), "up_proj was not compared: because"),
         (layer_of(mlps=[mlp_of([1, 2], expert=5), mlp_of("unmatched", [1], expert=7)]), "expert 7: gate_proj matches"),
+        (layer_of(mlps=[mlp_of([1, 2], "rewritten")]), "up_proj matches nothing"),
         (layer_of(mlps=[]), "its MLP was not compared"),
         (layer_of(vectors=[VectorOrigin("k", "bias", "not-compared")]), "the bias of k_proj was not compared"),
         (layer_of(not_compared=["mlp: expert 3 is none\nof the parent's"]), r"expert 3 is none\nof the parent's"),
