@@ -8,7 +8,7 @@ DEMO := demo-out
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint static-test docs zoo bench fixtures clean
+.PHONY: help demo test lint static-test thorough docs zoo bench writeup fixtures clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -48,8 +48,15 @@ static-test: $(STATIC)/.ready  ## the static tests without torch and numpy, on P
 docs: $(READY)  ## writes the generated parts of README and docs/rules anew
 	$(BIN)/python -m docs.generate
 
+thorough: $(READY)  ## thousands of random cuts, trained and regrouped: nothing right accused, everything wrong found
+	GQACHECK_CASES=2500 $(BIN)/python -m pytest tests/static/lineage tests/lineage -n $(WORKERS) --dist load
+
 bench: $(READY)  ## time and memory side by side with what people run today
 	$(BIN)/python -m benchmarks.static
+	$(BIN)/python -m benchmarks.lineage
+
+writeup: $(READY)  ## the table of docs/pairing.md, measured anew
+	$(BIN)/python -m benchmarks.writeup --write
 
 fixtures: $(READY)  ## trains the three fixture models anew (half an hour)
 	$(BIN)/python -m fixtures.train
