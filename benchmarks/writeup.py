@@ -1,8 +1,8 @@
 """``python -m benchmarks.writeup``: the story of PPL 718,107 on the trained fixtures, in one table.
 
 One in four KV groups is removed from every layer of a 4:1 and of a 7:1 model, six ways that all give the same shapes.
-For each: held-out perplexity as ``gqacheck --ppl`` measures it, what a diagnosis by shapes says, what gqacheck says with
-the parent beside it. ``--write`` also puts the table into docs/pairing.md.
+For each: held-out perplexity as ``gqacheck --ppl`` measures it, what a diagnosis by shapes says, and what gqacheck says
+with the parent beside it. ``--write`` also puts the table into docs/pairing.md.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ def _judge(
     subject = Subject(checkpoint, geometry, base=parent, expect=options.expect, lineage=lineage)
     static = [rule for rule in rules if rule.claim != "runtime"]
     findings, skipped = run_rules(subject, static, tolerant=True)
-    seconds = perf_counter() - started
+    seconds = perf_counter() - started - (lineage.seconds if lineage is not None else 0.0)
     running = [rule for rule in rules if rule.claim == "runtime"]
     run = _run(subject, findings, running, options)
     findings = _in_order(findings + run.findings)

@@ -1,8 +1,8 @@
 """Where every head, channel and layer of a checkpoint came from in its parent, as plain facts.
 
 ``gqacheck.lineage`` fills these; the GQA6xx rules, the head map, the counterfactual run and the repair read them.
-Nothing here judges. A *block* is what one position of a projection holds: for q, k and v the rows of one head, for o the
-columns of one query head. Positions are the child's; heads, channels and layers that are named are the parent's.
+Nothing here judges. A *block* is what one position of a projection holds: for q, k and v the rows of one head, for o
+the columns of one query head. Positions are the child's; heads, channels and layers that are named are the parent's.
 """
 
 from __future__ import annotations
@@ -179,7 +179,11 @@ class LayerOrigin:
         return bool(self.group and self.parent_group and self.q and self.k and self.q.told and self.k.told)
 
     def own_kv(self, head: int) -> int:
-        """The KV head that parent query head ``head`` was trained with. Raises ValueError when the parent has no ratio."""
+        """The KV head that the parent's query head ``head`` was trained with.
+
+        Raises:
+            ValueError: the parent has no ratio.
+        """
         group = self.parent_group
         if group is None:
             raise ValueError("the parent's query heads do not divide over its KV heads")

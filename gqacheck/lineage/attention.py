@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Attention, Layer
 from gqacheck.geometry.origins import Heads, Origin
-from gqacheck.lineage.exact import find_blocks
+from gqacheck.lineage.exact import BLANK, Candidates, find_blocks
 from gqacheck.lineage.matrix import Matrix, attention_matrices
 from gqacheck.lineage.pair import Pair
 
@@ -93,6 +93,8 @@ def _elements_differ(pair: Pair, ours: Matrix, theirs: Matrix) -> bool:
 def _trace(pair: Pair, role: _Role, before: dict[str, Heads]) -> Heads:
     lines = pair.lines(role.ours, role.theirs, turned=role.name == "o")
     origins = find_blocks(lines, role.width)
+    if role.n_child == role.n_parent:
+        origins = [_or_masked(origin, lines, position, role.width) for position, origin in enumerate(origins)]
     heads = Heads(role.name, "exact", role.n_parent, tuple(origins), role.tensor)
     if all(origin.how == "exact" for origin in origins):
         return heads
@@ -106,6 +108,12 @@ def _trace(pair: Pair, role: _Role, before: dict[str, Heads]) -> Heads:
         pair.notes["some heads are not the parent's bit by bit; pip install 'gqacheck[lineage]' compares them"] = None
         return heads
     return _similar(pair, role, heads, before)
+
+
+def _or_masked(origin: Origin, lines: Sequence[Candidates], position: int, width: int) -> Origin:
+    """A head of zeros reads nothing and adds nothing: it counts as the parent's of that place."""
+    blank = all(line == BLANK for line in lines[position * width : (position + 1) * width])
+    return Origin("exact", (position,)) if blank and origin.how == "unmatched" else origin
 
 
 def _similar(pair: Pair, role: _Role, exact: Heads, before: dict[str, Heads]) -> Heads:

@@ -16,6 +16,9 @@ from gqacheck.rules.heads import counted
 BLIND = "query heads were chosen one by one, without regard to KV groups"
 INTERLEAVED = "query heads were taken as interleaved, head h with KV head h % {n} instead of h // {group}"
 
+_TELLING = 4
+"""Query heads that must fit a pattern place by place before it is named: fewer do so by chance."""
+
 
 def layer_cause(layer: LayerOrigin) -> str:
     """The known patterns behind the layer's wrong pairs, joined by ``"; "``; "" when nothing is wrong or known."""
@@ -38,7 +41,7 @@ def _queries(layer: LayerOrigin) -> str:
         return f"q_proj was cut to its first {counted(len(q), 'head')} (as [:{len(q)} * head_dim] does)"
     if q == list(range(layer.q.n_parent)) and len(k) < layer.k.n_parent:
         return f"q_proj kept all {len(q)} query heads while k_proj was cut to {len(k)} of {layer.k.n_parent} KV heads"
-    if set(q) == {head for head in range(n_kv * group) if head % n_kv in set(k)}:
+    if _interleaved(layer, q, k):
         return INTERLEAVED.format(n=n_kv, group=group)
     owners = [head // group for head in q]
     even = len(set(Counter(owners).values())) == 1
@@ -47,14 +50,24 @@ def _queries(layer: LayerOrigin) -> str:
     return BLIND if _rising(q) and not even else ""
 
 
+def _interleaved(layer: LayerOrigin, q: Sequence[int], k: Sequence[int]) -> bool:
+    """Whether q fits k once query head h is read as belonging to KV head h % n_kv: as a set, or place by place."""
+    n_q, n_kv = layer.parent_n_q, layer.parent_n_kv
+    if not n_q or not n_kv or layer.group is None:
+        return False
+    if len(set(k)) < n_kv and set(q) == {head for head in range(n_q) if head % n_kv in set(k)}:
+        return True
+    return len(q) >= _TELLING and all(head % n_kv == k[position // layer.group] for position, head in enumerate(q))
+
+
 def _even_groups(heads: Heads, owners: Sequence[int], k: Sequence[int]) -> str:
     """Whole groups of query heads, as many as there are KV heads: those of others, or the same in another order."""
     if set(owners) != set(k):
         return f"k_proj was cut to its first {counted(len(k), 'KV head')}" if _first(heads) else ""
     sorted_q = all(one <= other for one, other in pairwise(owners))
-    if sorted_q and not _rising(k):
+    if sorted_q:
         return "k_proj was put in another order and q_proj was not"
-    if _rising(k) and not sorted_q:
+    if _rising(k):
         return "q_proj was put in another order and k_proj was not"
     return ""
 
@@ -95,7 +108,7 @@ def _channels(mlp: MlpOrigin) -> str:
     if len(parts) < 2 or not any(_channels_apart(part, parts[0]) for part in parts[1:]):
         return ""
     first = [part for part in parts if _first_channels(part)]
-    if first and len(first) < len(parts):
+    if first:
         return f"{_names(first)} cut to the first {counted(len(first[0].parents), 'channel')}"
     rising = [part for part in parts if _rising(part.parents)]
     others = [part for part in parts if part not in rising]
@@ -131,7 +144,7 @@ def _known(heads: Heads | None) -> list[int] | None:
 def _first(heads: Heads) -> bool:
     """Whether the parent's first heads stand there in their order, and not all of them."""
     at_home = all(position in origin.heads for position, origin in enumerate(heads.origins))
-    return heads.told and 0 < len(heads.origins) < heads.n_parent and at_home
+    return 0 < len(heads.origins) < heads.n_parent and at_home
 
 
 def _first_channels(channels: Channels) -> bool:

@@ -29,18 +29,19 @@ SHARE: Final = 0.5
 FINE_TUNED: Final = 0.99
 ROUNDED: Final = 0.9999
 EQUAL: Final = 1e-5  # of 1 - cosine: float32 products of equal lines come within 1e-6
-LEAST: Final = 0.5
+LEAST: Final = 0.6
 MOST: Final = 0.8
 NATS: Final = 9.0  # a chance of 1 in 8,000 that noise passes for a parent, before the other two questions
 
 
 def units(blocks: NDArray[Any]) -> NDArray[Any]:
-    """The blocks as rows of length 1, or 0 where they are all zero. blocks: [K, ...] → [K, n], same dtype."""
+    """The blocks as rows of length 1. blocks: [K, ...] → [K, n], same dtype. All zero, NaN or infinite: zero."""
     import numpy as np
 
     rows = blocks.reshape(len(blocks), -1)
-    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    found: NDArray[Any] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    length = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))[:, None]
+    sound = (length > 0) & np.isfinite(length)
+    found: NDArray[Any] = np.divide(rows, length, out=np.zeros_like(rows), where=sound, casting="same_kind")
     return found
 
 
@@ -49,11 +50,8 @@ def even(blocks: NDArray[Any]) -> NDArray[Any]:
 
     blocks: [K, L, C] or [K, C]. Scales of columns and lines, whatever they are, change it little.
     """
-    import numpy as np
-
     rows = blocks.reshape(-1, blocks.shape[-1])
-    size = np.sqrt(np.einsum("ij,ij->j", rows, rows))
-    return units(np.divide(rows, size, out=np.zeros_like(rows), where=size > 0)).reshape(blocks.shape)
+    return units(units(rows.T).T).reshape(blocks.shape)
 
 
 def independent_values(blocks: NDArray[Any]) -> float:
@@ -65,9 +63,11 @@ def independent_values(blocks: NDArray[Any]) -> float:
     import numpy as np
 
     rows = blocks.reshape(-1, blocks.shape[-1])
-    energy = np.einsum("ij,ij->j", rows, rows).astype(np.float64)
+    energy = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    energy[~np.isfinite(energy)] = 0.0
     if not energy.any():
         return 1.0
+    energy /= energy.max()
     lines = blocks.shape[1] if blocks.ndim == 3 else 1
     return float(lines * energy.sum() ** 2 / (energy**2).sum())
 

@@ -24,8 +24,11 @@ def index_lines(samples: Sequence[bytes]) -> dict[bytes, Candidates]:
 
 
 def find_lines(samples: Sequence[bytes], index: Mapping[bytes, Candidates]) -> list[Candidates]:
-    """For each of the child's lines the parent's lines that it may be, () when there is none."""
-    return [index.get(sample, ()) for sample in samples]
+    """For each of the child's lines the parent's lines that it may be, () when there is none.
+
+    A line of zeros that the parent does not have was masked: it says nothing.
+    """
+    return [index.get(sample, () if any(sample) else BLANK) for sample in samples]
 
 
 def share_found(lines: Sequence[Candidates]) -> float:

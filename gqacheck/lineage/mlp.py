@@ -115,7 +115,7 @@ def _trace(pair: Pair, ours: Triple, theirs: Triple) -> tuple[dict[str, Channels
             found[role] = Channels(role, "not-compared", parent.n_lines, tensor=mine.info.name, reason=str(error))
     for role in lines:
         others = [lines[other] for other in lines if other != role and len(lines[other]) == len(lines[role])]
-        parents = settle(lines[role], others)
+        parents = settle(lines[role], others, theirs.matrices[role].n_lines)
         found[role] = Channels(
             role, "exact", theirs.matrices[role].n_lines, parents, tensor=ours.matrices[role].info.name
         )
@@ -128,8 +128,12 @@ def _same_width(pair: Pair, ours: Matrix, theirs: Matrix) -> bool:
     return ours.n_elements == (len(pair.kept) if pair.kept is not None else theirs.n_elements)
 
 
-def settle(lines: Sequence[Candidates], others: Sequence[Sequence[Candidates]]) -> array[int]:
-    """One parent channel per line; where equal channels leave a choice, the one that the other projections have too."""
+def settle(lines: Sequence[Candidates], others: Sequence[Sequence[Candidates]], n_parent: int) -> array[int]:
+    """One parent channel per line; where equal channels leave a choice, the one that the other projections have too.
+
+    A channel of zeros in every projection adds nothing: it counts as the parent's of that place, where nothing was cut.
+    """
+    in_place = len(lines) == n_parent
     parents = array("i", bytes(4 * len(lines)))
     for position, candidates in enumerate(lines):
         if len(candidates) == 1 and candidates != BLANK:
@@ -137,7 +141,7 @@ def settle(lines: Sequence[Candidates], others: Sequence[Sequence[Candidates]]) 
             continue
         near = [other[position] for other in others if other[position] and other[position] != BLANK]
         if candidates == BLANK:
-            parents[position] = near[0][0] if near else NOWHERE
+            parents[position] = near[0][0] if near else position if in_place else NOWHERE
         elif candidates:
             shared = [candidate for candidate in candidates if any(candidate in other for other in near)]
             parents[position] = (shared or candidates)[0]

@@ -54,6 +54,8 @@ def match_blocks(child: Floats, parent: Floats, *, expected: Sequence[int | None
     the child holds twice is answered twice. Scales of lines and columns (a folded norm) and orders of lines inside the
     block (rotary layouts) are seen through where the plain cosine tells nothing.
     """
+    if not len(child) or not len(parent):
+        return [BlockMatch(None, 0.0)] * len(child)
     plain = _Cosines.of(child, parent)
     told = [plain.look(position) for position in range(len(child))]
     if any(len(look.candidates) != 1 for look in told):

@@ -42,9 +42,11 @@ class _Vector:
 def trace_vectors(
     pair: Pair, ours: Layer, theirs: Layer, heads: Mapping[str, Heads], mlps: Sequence[MlpOrigin]
 ) -> tuple[VectorOrigin, ...]:
-    """What is wrong with the vectors of one layer, one value per vector; those that cannot be read are left out."""
+    """What is wrong with the vectors of one layer, one value per vector."""
     found = [
-        _by_head(vector, heads[vector.role]) for vector in _of_heads(pair, ours, theirs) if _told(heads, vector.role)
+        vector if isinstance(vector, VectorOrigin) else _by_head(vector, heads[vector.role])
+        for vector in _of_heads(pair, ours, theirs)
+        if _told(heads, vector.role)
     ]
     if ours.mlp.kind in ("gated", "plain") and theirs.mlp.kind == ours.mlp.kind and mlps:
         found += list(_of_channels(pair, ours, theirs, mlps[0]))
@@ -55,7 +57,7 @@ def _told(heads: Mapping[str, Heads], role: str) -> bool:
     return role in heads and heads[role].told
 
 
-def _of_heads(pair: Pair, ours: Layer, theirs: Layer) -> Iterator[_Vector]:
+def _of_heads(pair: Pair, ours: Layer, theirs: Layer) -> Iterator[_Vector | VectorOrigin]:
     a, b = ours.attention, theirs.attention
     width = a.head_dim.value if a.head_dim else None
     if not width:
@@ -117,14 +119,19 @@ def _whole(side: Side, tensor: str) -> Sequence[Matrix] | None:
 
 def _read(
     pair: Pair, role: str, kind: Kind, ours: Sequence[Matrix] | None, theirs: Sequence[Matrix] | None, width: int
-) -> Iterator[_Vector]:
-    if not ours or not theirs or any(sum(m.n_lines for m in side) % width for side in (ours, theirs)):
+) -> Iterator[_Vector | VectorOrigin]:
+    """The vector of both, or that it was not compared; nothing where one of the two has none."""
+    if not ours or not theirs:
+        return
+    if any(sum(matrix.n_lines for matrix in side) % width for side in (ours, theirs)):
+        yield VectorOrigin(role, kind, "not-compared", ours[0].info.name)
         return
     dtype = ours[0].info.dtype
     try:
         mine = b"".join([sample for matrix in ours for sample in pair.child.samples(matrix, range(1))])
         parents = b"".join([sample for matrix in theirs for sample in pair.parent_samples(matrix, range(1), dtype)])
     except ReadError:
+        yield VectorOrigin(role, kind, "not-compared", ours[0].info.name)
         return
     size = len(mine) // max(1, sum(matrix.n_lines for matrix in ours))
     yield _Vector(role, kind, ours[0].info.name, mine, parents, dtype, width, size)
@@ -187,8 +194,12 @@ def _of_channels(pair: Pair, ours: Layer, theirs: Layer, mlp: MlpOrigin) -> Iter
             continue
         pieces = _bias(pair.child, ours.attention, mine), _bias(pair.parent, theirs.attention, parents)
         for vector in _read(pair, role, "bias", *pieces, 1):
-            if len(vector.ours) == len(channels.parents) * vector.size:
+            if isinstance(vector, VectorOrigin):
+                yield vector
+            elif len(vector.ours) == len(channels.parents) * vector.size:
                 yield _by_channel(vector, channels.parents)
+            else:
+                yield VectorOrigin(role, "bias", "not-compared", vector.tensor)
 
 
 def _by_channel(vector: _Vector, origins: Sequence[int]) -> VectorOrigin:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gqacheck.geometry.facts import Attention
 from gqacheck.geometry.family import Family
-from gqacheck.geometry.origins import NOWHERE, Heads, LayerOrigin, VectorOrigin
-from gqacheck.repair.facts import Kind, RoleTake, Take
+from gqacheck.geometry.origins import NOWHERE, Heads, LayerOrigin
+from gqacheck.repair.facts import RoleTake, Take
+from gqacheck.repair.queries import Importance, Names, choose_queries, lazily
+from gqacheck.repair.vectors import vector_takes
 from gqacheck.rules.heads import counted
 
-Importance = Callable[[int], Sequence[float]]
-"""Parent's layer -> how much each of its query heads matters; only the order counts."""
-
-_Names = Sequence[frozenset[int]]
 _Orders = Sequence[tuple[int, ...] | None]
 
 
@@ -33,7 +31,7 @@ class AttentionPlan:
 class _Standing:
     """One projection's blocks as they stand: the heads that each may be (none when not told) and its inner order."""
 
-    names: _Names
+    names: Names
     orders: _Orders
 
     @property
@@ -112,11 +110,11 @@ def plan_attention(
     size = min(n_q // len(kept), group)
     if size < 1:
         return f"{counted(n_q, 'query head')} cannot serve {counted(len(kept), 'KV head')}"
-    wanted = _choose_queries(kept, size, group, _names(q), _lazily(importance, layer.parent))
+    wanted = choose_queries(kept, size, group, _names(q), lazily(importance, layer.parent))
     if wanted is None:
         return f"a KV head is kept so often that the parent's {counted(group, 'query head')} for it do not suffice"
     takes = _takes(layer, kept, wanted, size, from_base=from_base)
-    takes += _vector_takes(layer, child, parent, family, takes)
+    takes += vector_takes(layer, child, parent, family, takes)
     moved = ""
     if (n_q, len(k.origins)) != (len(wanted), len(kept)):
         moved = f"{n_q} query heads over {counted(len(k.origins), 'KV head')} become {len(wanted)} over {len(kept)}"
@@ -160,7 +158,7 @@ def _first_names(heads: Heads) -> list[int | None]:
     return [min(names) if names else None for names in _names(heads)]
 
 
-def _owners(names: _Names, n_kv: int, group: int) -> tuple[int, ...] | None:
+def _owners(names: Names, n_kv: int, group: int) -> tuple[int, ...] | None:
     """The KV head that the query heads of each group were trained with, when all of a group agree on one."""
     if not names or len(names) % n_kv:
         return None
@@ -173,61 +171,6 @@ def _owners(names: _Names, n_kv: int, group: int) -> tuple[int, ...] | None:
             return None
         found.append(min(common))
     return tuple(found)
-
-
-def _lazily(importance: Importance | None, layer: int) -> Callable[[int], float]:
-    """A query head's score; the parent's weights are read when a choice has to be made, not before."""
-
-    def score(head: int) -> float:
-        return importance(layer)[head] if importance is not None else 0.0
-
-    return score
-
-
-def _choose_queries(
-    kept: Sequence[int], size: int, group: int, standing: _Names, score: Callable[[int], float]
-) -> list[int] | None:
-    """The parent's query heads, ``size`` for each KV head; None when a KV head stands too often for its heads."""
-    held = frozenset().union(*standing) if standing else frozenset()
-    copies = Counter(kept)
-    used: set[int] = set()
-    wanted: list[int] = []
-    same_groups = len(standing) == size * len(kept)
-    for place, kv_head in enumerate(kept):
-        here = standing[place * size : (place + 1) * size] if same_groups else []
-        here_now = frozenset().union(*here) if here else frozenset()
-        pool = [head for head in range(kv_head * group, (kv_head + 1) * group) if head not in used]
-        if len(pool) < size:
-            return None
-        # copies of one KV head share its query heads as they do now
-        stay = [head for head in pool if copies[kv_head] > 1 and head in here_now]
-        chosen = sorted(_best((stay, [head for head in pool if head in held], pool), size, score))
-        used.update(chosen)
-        wanted += _in_order(chosen, here)
-    return wanted
-
-
-def _best(ranks: Sequence[Sequence[int]], size: int, score: Callable[[int], float]) -> list[int]:
-    """``size`` heads: those of the first rank, then of the next; inside the rank that is too long the best."""
-    chosen: list[int] = []
-    for heads in ranks:
-        new = [head for head in heads if head not in chosen]
-        room = size - len(chosen)
-        chosen += new if len(new) <= room else sorted(new, key=lambda head: (-score(head), head))[:room]
-    return chosen
-
-
-def _in_order(chosen: list[int], here: _Names) -> list[int]:
-    """The child's own order where exactly these heads stand there already, the parent's otherwise."""
-    left = set(chosen)
-    order = []
-    for names in here:
-        fits = sorted(left & names)
-        if not fits:
-            return chosen
-        order.append(fits[0])
-        left.discard(fits[0])
-    return order if len(order) == len(chosen) else chosen
 
 
 def _takes(
@@ -293,66 +236,3 @@ def _take(
 def _all_from_parent(wanted: Sequence[int], needed: _Orders) -> Take:
     orders = {place: order for place, order in enumerate(needed) if order is not None}
     return Take(array("i", [NOWHERE]) * len(wanted), array("i", wanted), orders)
-
-
-def _vector_takes(
-    layer: LayerOrigin, child: Attention, parent: Attention, family: Family, takes: Sequence[RoleTake]
-) -> list[RoleTake]:
-    """Biases, all-heads norms and sinks: each follows the blocks of its projection."""
-    found = []
-    weights = {take.role: take for take in takes}
-    for role, ours, theirs in (("q", child.q, parent.q), ("k", child.k, parent.k), ("v", child.v, parent.v)):
-        stored = ours.bias if ours is not None else None
-        n_parent = theirs.bias if theirs is not None else None
-        unit = child.q_unit if role == "q" else child.head_dim.value if child.head_dim else None
-        if (stored is None and n_parent is None) or not unit:
-            continue
-        found.append(_follow(layer, weights[role], "bias", (stored or 0) // unit, (n_parent or 0) // unit))
-    if family.qk_norm in ("all-heads", "per-head-rows"):
-        for role, norm, other in (("q", child.q_norm, parent.q_norm), ("k", child.k_norm, parent.k_norm)):
-            if norm is not None and other is not None and child.head_dim is not None:
-                n, n_parent = (_elements(x.shape) // child.head_dim.value for x in (norm, other))
-                found.append(_follow(layer, weights[role], "norm", n, n_parent))
-    if child.sinks is not None:
-        found.append(_follow(layer, weights["q"], "sinks", child.sinks, parent.sinks or 0))
-    return found
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _follow(layer: LayerOrigin, weight: RoleTake, kind: Kind, before: int, n_parent: int) -> RoleTake:
-    """The take of a vector of ``before`` blocks (0: it is missing) beside ``weight``."""
-    vector = next((v for v in layer.vectors if v.role == weight.role and v.kind == kind and v.expert is None), None)
-    return follow(weight, vector, kind, before, n_parent)
-
-
-def follow(weight: RoleTake, vector: VectorOrigin | None, kind: Kind, before: int, n_parent: int) -> RoleTake:
-    """The take of a vector that goes with ``weight``: its block moves with the weight's unless it belongs elsewhere.
-
-    A vector that was not cut with its weight (it is as long as the parent's) is cut now.
-    """
-    take = weight.take
-    child = array("i", take.child)
-    uncut = before != weight.before
-    wrong = {} if vector is None else dict(zip(vector.wrong, vector.found, strict=False))
-    belongs = {head: position for position, head in wrong.items()}
-    for place, position in enumerate(take.child):
-        head = take.parent[place]
-        if uncut:
-            child[place] = head if before == n_parent and head != NOWHERE else NOWHERE
-        elif position == NOWHERE or position in wrong:
-            child[place] = belongs.get(head, NOWHERE) if weight.whole != "--from-base" else NOWHERE
-    return RoleTake(
-        weight.role,
-        Take(child, take.parent, take.orders),
-        before,
-        kind,
-        weight.expert,
-        weight.parent_expert,
-        weight.whole,
-    )

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from gqacheck.geometry.facts import Projection
 from gqacheck.geometry.origins import NOWHERE, Channels, LayerOrigin, MlpOrigin
-from gqacheck.repair.attention import follow
 from gqacheck.repair.facts import RoleTake, Take
+from gqacheck.repair.vectors import follow
 
 Projections = Mapping[str, Projection | None]
 """Role (``gate up down``) -> the projection as measured."""

@@ -39,7 +39,7 @@ def rebuild_module(
         try:
             tokenizer = _picklable_tokenizer(source)
         except GqacheckError as error:
-            notes.append(f"the tokenizer is not carried over: {printable(error, 300)}")
+            notes.append(f"the tokenizer is not pickled beside the model: {printable(error, 300)}")
     return model, tokenizer, notes
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from gqacheck.geometry.facts import Geometry, Layer, Mlp, Projection
 from gqacheck.geometry.origins import LayerOrigin, Lineage
-from gqacheck.repair.attention import Importance, attention_faults, plan_attention
+from gqacheck.repair.attention import attention_faults, plan_attention
 from gqacheck.repair.channels import channel_faults, plan_channels
 from gqacheck.repair.facts import CannotRepair, LayerPlan, Refusal, RoleTake
+from gqacheck.repair.queries import Importance
 
 
 @dataclass(frozen=True, slots=True)

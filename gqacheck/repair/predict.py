@@ -14,6 +14,9 @@ from gqacheck.repair.config import ConfigEdits, mend_config, plain_config
 from gqacheck.repair.facts import LayerPlan, Refusal, RoleTake
 from gqacheck.rules.rule import Finding, Severity
 
+_NOT_MENDED = ("GQA010", "GQA011")
+"""What is said of the pickle itself: it is gone in a new file, and nobody's reason to write one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
@@ -32,6 +35,7 @@ def foresee(
     *,
     family: str | None,
     head_dim: int | None,
+    carried: int | None,
     origins: Sequence[int] | None,
     untie: bool,
     as_module: bool,
@@ -41,7 +45,8 @@ def foresee(
     """What will stand in the repaired checkpoint, and what the static rules will find in it.
 
     shapes: of the tensors that change. added: tensors that are missing and come from the parent. as_module: it will be
-    written as a whole module, whose attributes follow the weights. lineage: as it will be.
+    written as a whole module, whose attributes follow the weights. carried: head_dim as the modules say it, which
+    nothing else may say. lineage: as it will be.
     """
     from gqacheck.rules import RULES
     from gqacheck.rules.run import run_rules
@@ -56,6 +61,9 @@ def foresee(
         container=Container.MODULE if as_module else checkpoint.container,
     )
     geometry = measure(made, family=family, head_dim=head_dim)
+    if carried is not None and {layer.attention.head_dim.value for layer in geometry.layers
+                                if layer.attention.head_dim is not None} != {carried}:  # fmt: skip
+        head_dim = carried
     made = replace(made, tensors=renumbered(made.tensors, geometry))
     geometry = measure(made, family=family, head_dim=head_dim)
     edits = mend_config(Subject(made, geometry), origins=origins, untie=untie)
@@ -203,7 +211,7 @@ def mended(before: Sequence[Finding], after: Sequence[Finding]) -> tuple[Finding
             left.setdefault(finding.code, set()).update(finding.layers or (-1,))
     gone = []
     for finding in before:
-        if finding.severity is Severity.NOTE:
+        if finding.severity is Severity.NOTE or finding.code in _NOT_MENDED:
             continue
         rest = left.get(finding.code)
         if rest is None or not rest & set(finding.layers or (-1,)):

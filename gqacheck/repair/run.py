@@ -4,57 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
-from typing import Any
 
 from gqacheck.checkpoint import Checkpoint, Container, TensorInfo
 from gqacheck.errors import UsageError
 from gqacheck.geometry.facts import Geometry, Subject
-from gqacheck.geometry.measure import measure
 from gqacheck.geometry.origins import Lineage
 from gqacheck.pipeline import Options, check_path
-from gqacheck.repair.apply import Progress, Side, apply_plan, layer_dtype, planned_shapes, query_importance
-from gqacheck.repair.facts import CannotRepair, Change, Reference, Refusal, RepairReport
-from gqacheck.repair.place import check_destination, move_into_place, names_a_file, require_space, workplace
+from gqacheck.repair.apply import Progress, planned_shapes
+from gqacheck.repair.blocks import Side, layer_dtype
+from gqacheck.repair.carry import Job, carry_out
+from gqacheck.repair.facts import CannotRepair, Change, RepairReport
+from gqacheck.repair.importance import query_importance
+from gqacheck.repair.place import check_destination
 from gqacheck.repair.plan import RepairPlan, plan_repair
 from gqacheck.repair.predict import (
     Outlook,
     foresee,
     grown_ratios,
     mended,
-    new_names,
     refusals,
-    renumbered,
     repaired_lineage,
 )
 from gqacheck.repair.slots import slots_of
-from gqacheck.repair.verify import check_written, compare_with_reference
 from gqacheck.repair.words import config_changes, finding_changes, plan_changes
-from gqacheck.repair.write import find_homes, refuse_destination, write_checkpoint
+from gqacheck.repair.write import refuse_destination
 from gqacheck.result import CheckpointReport
 from gqacheck.rules.rule import Severity
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What is asked, what was found, and what is to be done about it."""
-
-    path: str
-    options: Options
-    out: str | None
-    child: Side
-    parent: Side | None
-    before: CheckpointReport
-    plan: RepairPlan
-    outlook: Outlook
-    progress: Progress | None
-
-    @property
-    def as_module(self) -> bool:
-        """Whether a whole module is written."""
-        kind = self.child.checkpoint.container
-        return kind is Container.MODULE or (kind is Container.FOLDER and bool(self.out and names_a_file(self.out)))
 
 
 def repair(
@@ -105,11 +82,11 @@ def repair(
     job = _prepare(name, options, destination, from_base, progress)
     report = _plan_report(job, dry_run=dry_run)
     if not report.refused and report.changes and not dry_run:
-        report = _carry_out(job, report)
+        report = carry_out(job, report)
     return replace(report, seconds=perf_counter() - started)
 
 
-def _prepare(path: str, options: Options, out: str | None, from_base: bool, progress: Progress | None) -> _Job:
+def _prepare(path: str, options: Options, out: str | None, from_base: bool, progress: Progress | None) -> Job:
     before = check_path(path, options)
     if before.checkpoint is None or before.geometry is None or before.error is not None:
         raise CannotRepair(before.error or "the checkpoint cannot be read")
@@ -134,9 +111,22 @@ def _prepare(path: str, options: Options, out: str | None, from_base: bool, prog
     plan = RepairPlan()
     if parent is not None:
         lineage = before.lineage or Lineage("not-compared")
-        plan = plan_repair(geometry, parent.geometry, lineage, importance=query_importance(parent), from_base=from_base)
-    job = _Job(path, options, out, child, parent, before, plan, Outlook(checkpoint, geometry, None, ()), progress)
+        found = plan_repair(
+            geometry, parent.geometry, lineage, importance=query_importance(parent), from_base=from_base
+        )
+        plan = _accused(found, before)
+    job = Job(path, options, out, child, parent, before, plan, Outlook(checkpoint, geometry, None, ()), progress)
     return replace(job, outlook=_outlook(job))
+
+
+def _accused(plan: RepairPlan, before: CheckpointReport) -> RepairPlan:
+    """The plan for the layers in which the check found an error: nothing is repaired that nobody accuses."""
+    layers = {layer for finding in before.findings if finding.severity is Severity.ERROR for layer in finding.layers}
+    return RepairPlan(
+        tuple(planned for planned in plan.layers if planned.index in layers),
+        tuple(refusal for refusal in plan.refused if layers & set(refusal.layers)),
+        plan.left_alone,
+    )
 
 
 def _place_of(checkpoint: Checkpoint) -> str:
@@ -146,7 +136,7 @@ def _place_of(checkpoint: Checkpoint) -> str:
     return next(iter(files)) if alone else checkpoint.root
 
 
-def _outlook(job: _Job) -> Outlook:
+def _outlook(job: Job) -> Outlook:
     checkpoint, before = job.child.checkpoint, job.before
     codes = {finding.code for finding in before.findings}
     stored_apart = job.child.geometry.lm_head is not None and not job.child.geometry.lm_head_tied
@@ -156,6 +146,7 @@ def _outlook(job: _Job) -> Outlook:
         _missing_tensors(job),
         family=job.options.family,
         head_dim=job.options.head_dim,
+        carried=_carried_head_dim(job.child.geometry),
         origins=_layer_origins(job),
         untie="GQA412" in codes and stored_apart,
         as_module=job.as_module,
@@ -164,7 +155,14 @@ def _outlook(job: _Job) -> Outlook:
     )
 
 
-def _layer_origins(job: _Job) -> Sequence[int] | None:
+def _carried_head_dim(geometry: Geometry) -> int | None:
+    """head_dim as the modules of a pickle say it, which are not looked at any more when it is built anew."""
+    found = {layer.attention.head_dim for layer in geometry.layers if layer.attention.head_dim is not None}
+    values = {measured.value for measured in found if measured.source.startswith("module")}
+    return values.pop() if len(values) == 1 else None
+
+
+def _layer_origins(job: Job) -> Sequence[int] | None:
     """The number that each layer had before layers were removed, None when nothing tells."""
     lineage = job.before.lineage
     if lineage is not None and lineage.layers and all(layer.parent is not None for layer in lineage.layers):
@@ -173,7 +171,7 @@ def _layer_origins(job: _Job) -> Sequence[int] | None:
     return numbers if numbers != list(range(len(numbers))) else None
 
 
-def _missing_tensors(job: _Job) -> dict[str, TensorInfo]:
+def _missing_tensors(job: Job) -> dict[str, TensorInfo]:
     """Tensors that the child lacks and the plan adds, as the rules will see them."""
     found: dict[str, TensorInfo] = {}
     if job.parent is None:
@@ -198,7 +196,7 @@ def _dense(shape: Sequence[int]) -> tuple[int, ...]:
     return (1,) if len(shape) == 1 else (shape[1], 1)
 
 
-def _plan_report(job: _Job, *, dry_run: bool) -> RepairReport:
+def _plan_report(job: Job, *, dry_run: bool) -> RepairReport:
     """What would be changed and what cannot be."""
     findings = job.before.findings
     refused = refusals(job.outlook, job.plan.refused)
@@ -213,9 +211,7 @@ def _plan_report(job: _Job, *, dry_run: bool) -> RepairReport:
             *finding_changes(gone, as_module=job.as_module),
         )
     left = [*job.plan.left_alone]
-    left += [
-        f"{finding.code} {finding.message}" for finding in job.outlook.findings if finding.severity is Severity.WARNING
-    ]
+    left += [f"{f.code} {f.message}" for f in job.outlook.findings if f.severity is Severity.WARNING]
     return RepairReport(
         job.path,
         job.options.base,
@@ -227,117 +223,3 @@ def _plan_report(job: _Job, *, dry_run: bool) -> RepairReport:
         refused=refused,
         plans=job.plan.layers,
     )
-
-
-def _carry_out(job: _Job, report: RepairReport) -> RepairReport:
-    """The report after the repaired checkpoint was written, verified and moved into place."""
-    from gqacheck.runtime.configure import CannotRun
-    from gqacheck.runtime.run import require_run_extra
-
-    require_run_extra("repair")
-    assert job.out is not None
-    with workplace(job.out) as work:
-        nbytes = sum(info.nbytes for info in job.outlook.checkpoint.tensors.values())
-        changed = sum(
-            job.outlook.checkpoint.tensors[new].nbytes
-            for new in job.outlook.checkpoint.tensors
-            if any(f".{plan.index}." in new for plan in job.plan.layers)
-        )
-        require_space(work, nbytes + changed + (1 << 20))
-        try:
-            made, homes = _make(job, work)
-            notes: list[str] = []
-            written = write_checkpoint(
-                made,
-                lambda: _model(job, made, notes),
-                job.outlook.edits,
-                job.child.checkpoint,
-                homes,
-                work,
-                job.out,
-                progress=job.progress,
-            )
-        except CannotRun as error:
-            raise CannotRepair(f"the repaired model cannot be rebuilt, which a whole module needs: {error}") from error
-        checking = replace(
-            job.options,
-            config=written.config,
-            head_dim=job.options.head_dim if made.container is Container.STATE_DICT else None,
-        )
-        after = check_path(written.check, checking)
-        wrong = check_written(after, pairing=job.parent is not None)
-        reference = None
-        if not wrong and job.parent is not None and job.plan.layers:
-            reference = compare_with_reference(after, work, progress=job.progress)
-            wrong = _unequal(reference)
-        report = replace(
-            report,
-            after=replace(after, path=job.out),
-            reference=reference,
-            left_alone=(*report.left_alone, *notes, *written.notes),
-        )
-        if wrong:
-            return replace(report, refused=tuple(Refusal(sentence) for sentence in wrong))
-        size = _size(written.path)
-        move_into_place(written.path, job.out)
-    return replace(report, out=job.out, bytes_written=size)
-
-
-def _unequal(reference: Reference) -> tuple[str, ...]:
-    if not reference.ran or reference.equal:
-        return ()
-    if reference.reason:
-        return (f"what was written does not run: {reference.reason}",)
-    return (
-        f"what was written is not what the parent computes with the rest masked: logits differ by "
-        f"{reference.difference:.2g} of their standard deviation where rounding makes {reference.allowed:.2g} at most",
-    )
-
-
-def _make(job: _Job, work: str) -> tuple[Checkpoint, dict[str, str]]:
-    """The repaired checkpoint, its changed tensors in a patch file, and the file that each tensor belongs to."""
-    source = job.child.checkpoint
-    patched = source
-    if job.parent is not None and job.plan.layers:
-        lineage = job.before.lineage
-        patched = apply_plan(
-            job.child,
-            job.parent,
-            job.plan.layers,
-            os.path.join(work, "patch"),
-            kept_hidden=lineage.kept_hidden if lineage is not None else None,
-            progress=job.progress,
-        )
-    container = Container.MODULE if source.container is Container.MODULE else source.container
-    names = new_names(patched.tensors, job.child.geometry)
-    homes = find_homes(patched, source, names)
-    if source.container is Container.MODULE:
-        return patched, homes  # the rebuild numbers the layers
-    config = job.outlook.checkpoint.config
-    made = replace(patched, tensors=renumbered(patched.tensors, job.child.geometry), config=config, container=container)
-    return made, homes
-
-
-def _model(job: _Job, made: Checkpoint, notes: list[str]) -> tuple[Any, Any]:
-    from gqacheck.repair.modules import rebuild_module
-
-    source = job.child.checkpoint
-    beside = source.tokenizer is not None and source.tokenizer.kind == "folder"
-    model, tokenizer, said = rebuild_module(
-        made,
-        _measured(made, job),
-        source,
-        with_tokenizer=source.container is Container.FOLDER or not beside,
-    )
-    notes += said
-    return model, tokenizer
-
-
-def _measured(made: Checkpoint, job: _Job) -> Geometry:
-    return measure(made, family=job.options.family, head_dim=job.options.head_dim)
-
-
-def _size(path: str) -> int:
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())

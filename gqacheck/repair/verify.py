@@ -11,7 +11,8 @@ from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import GqacheckError
 from gqacheck.geometry.facts import Geometry
 from gqacheck.geometry.measure import measure
-from gqacheck.repair.apply import Side, apply_plan
+from gqacheck.repair.apply import apply_plan
+from gqacheck.repair.blocks import Side
 from gqacheck.repair.expand import CannotExpand, expand_plans
 from gqacheck.repair.facts import Reference
 from gqacheck.result import CheckpointReport, ClaimState

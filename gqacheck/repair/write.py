@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gqacheck.checkpoint import Checkpoint, Container, TensorInfo
-from gqacheck.errors import ReadError, UsageError
+from gqacheck.errors import UsageError
 from gqacheck.formats.model_files import TOKENIZER_FILES, Listing, list_folder
-from gqacheck.formats.safetensors import DTYPES, read_safetensors
+from gqacheck.formats.safetensors import read_safetensors
 from gqacheck.formats.source import Source
 from gqacheck.repair.config import ConfigEdits
 from gqacheck.repair.facts import CannotRepair
 from gqacheck.repair.place import names_a_file
+from gqacheck.repair.tensor_files import told_when_full, write_safetensors, write_torch
 from gqacheck.text import printable, printable_list
 
 Progress = Callable[[str, int, int], None]
@@ -106,9 +106,24 @@ def _write_module(
         name = "pytorch_model.bin" if os.path.isdir(source.path) else os.path.basename(source.path)
         path = os.path.join(target, name)
         notes += _copy_beside(source, target, (name, "config.json")) if os.path.isdir(source.path) else ()
-    with _told_when_full(target), open(path, "xb") as stream:
+        notes += _save_sentencepiece(source, target)
+    with told_when_full(target), open(path, "xb") as stream:
         torch.save(content, stream)
     return Written(target, target, notes=tuple(notes))
+
+
+def _save_sentencepiece(source: Checkpoint, target: str) -> list[str]:
+    """Writes a pickled sentencepiece model as the file that it was; it cannot be pickled again without its class."""
+    info = source.tokenizer
+    if info is None or info.kind != "sentencepiece" or info.encoding == "utf-8":
+        return []
+    path = os.path.join(target, "tokenizer.model")
+    if os.path.lexists(path) or info.nbytes > _MAX_COPIED:
+        return []
+    with Source.open(info.file) as stream, open(path, "xb") as out:
+        data = stream.read(info.offset, info.nbytes)
+        out.write(data if info.encoding == "bytes" else data.decode("utf-8").encode("latin-1"))
+    return ["the sentencepiece tokenizer lies beside the model as tokenizer.model"]
 
 
 def _write_folder(
@@ -127,7 +142,7 @@ def _write_folder(
         if made.format.startswith("folder-safetensors"):
             write_safetensors(path, tensors, _metadata_of(source, name))
         else:
-            _write_torch(path, tensors, made.unwrapped)
+            write_torch(path, tensors, made.unwrapped)
     if made.format.endswith("-sharded"):
         _write_index(target, files, made.format)
     if edits is not None:
@@ -145,7 +160,7 @@ def _write_state_dict(
     if path.endswith(".safetensors"):
         write_safetensors(path, tensors, {"format": "pt"})
     else:
-        _write_torch(path, tensors, made.unwrapped)
+        write_torch(path, tensors, made.unwrapped)
     config = None
     if edits is not None:
         # a lone file has no place for it, but the check needs it
@@ -177,118 +192,6 @@ def _by_file(made: Checkpoint, homes: Mapping[str, str]) -> dict[str, dict[str, 
             raise CannotRepair(f"{printable(name)} has no bytes in the file")
         files.setdefault(homes[name], {})[name] = info
     return files
-
-
-def write_safetensors(path: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> None:
-    """Writes a new safetensors file, one tensor in memory at a time.
-
-    Raises:
-        CannotRepair: a dtype that safetensors does not have.
-        ReadError: the bytes of a tensor are not there.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, info in tensors.items():
-        header[name] = {
-            "dtype": _code(info),
-            "shape": list(info.shape),
-            "data_offsets": [end, end + info.nbytes],
-        }
-        end += info.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    with _Files() as files, open(path, "xb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for info in tensors.values():
-            for chunk in files.chunks(info):
-                stream.write(chunk)
-
-
-_CODES = {name: code for code, name in DTYPES.items()}
-
-
-def _code(info: TensorInfo) -> str:
-    try:
-        return _CODES[info.dtype]
-    except KeyError:
-        raise CannotRepair(f"{printable(info.name)} is stored as {info.dtype}, which is not written") from None
-
-
-class _Files:
-    """Bytes of stored tensors, row after row; every file is opened once."""
-
-    def __init__(self) -> None:
-        self._sources: dict[str, Source] = {}
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for source in self._sources.values():
-            source.close()
-
-    def chunks(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
-        """The tensor's bytes in pieces.
-
-        Raises:
-            ReadError: they are not there.
-        """
-        storage = info.storage
-        if storage is None:
-            raise ReadError(f"{printable(info.name)} has no bytes in the file")
-        if not info.is_contiguous:
-            yield self._gathered(info)
-            return
-        size = info.nbytes // max(1, info.numel)
-        start = info.storage_offset * size
-        if start + info.nbytes > storage.nbytes:
-            raise ReadError(f"{printable(info.name)} reaches past its storage of {storage.nbytes} bytes")
-        source = self._sources.get(storage.file)
-        if source is None:
-            source = self._sources[storage.file] = Source.open(storage.file)
-        for at in range(0, info.nbytes, _CHUNK):
-            yield source.read(storage.offset + start + at, min(_CHUNK, info.nbytes - at))
-
-    def _gathered(self, info: TensorInfo) -> memoryview:
-        from gqacheck.repair.apply import tensor_bytes
-        from gqacheck.runtime.weights import WeightReader
-
-        with WeightReader() as reader:
-            return tensor_bytes(reader.read(info))
-
-
-def _write_torch(path: str, tensors: Mapping[str, TensorInfo], unwrapped: Sequence[str]) -> None:
-    import torch
-
-    from gqacheck.runtime.weights import WeightReader
-
-    loaded: dict[tuple[object, ...], Any] = {}
-    content: Any = {}
-    with WeightReader() as reader:
-        for name, info in tensors.items():
-            storage = info.storage
-            key = (storage and (storage.file, storage.key), info.storage_offset, info.shape, info.strides, info.dtype)
-            if storage is None or key not in loaded:
-                loaded[key] = reader.read(info)
-            content[name] = loaded[key]  # tied weights stay tied
-    for key_around in reversed(unwrapped):
-        content = {key_around: content}
-    with _told_when_full(path), open(path, "xb") as stream:
-        torch.save(content, stream)
-
-
-@contextmanager
-def _told_when_full(path: str) -> Iterator[None]:
-    """torch raises a RuntimeError of its own where a file could not be written to the end."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "PytorchStreamWriter" in str(error) or "write failed" in str(error) or "unexpected pos" in str(error):
-            where = printable(os.path.dirname(os.path.dirname(os.path.abspath(path))))
-            raise CannotRepair(
-                f"{where}: the file could not be written to the end, there may be no space left"
-            ) from None
-        raise
 
 
 def _metadata_of(source: Checkpoint, name: str) -> Mapping[str, str]:

@@ -78,7 +78,7 @@ def _channel_words(mlps: Sequence[MlpOrigin]) -> list[str]:
     for mlp in mlps:
         part = mlp.up or mlp.gate
         if part is not None and part.told:
-            kept = sum(parent != NOWHERE for parent in part.parents)
+            kept = len(part.parents) - part.parents.count(NOWHERE)
             if kept != part.n_parent:
                 cuts[kept, part.n_parent] = cuts.get((kept, part.n_parent), 0) + 1
     for (kept, whole), n in sorted(cuts.items()):

@@ -110,6 +110,8 @@ def _mlp(mlp: MlpOrigin) -> dict[str, Any]:
 
 def misaligned(parts: Sequence[Channels]) -> int:
     """Positions at which the parts hold different channels of the parent; one that matches nothing is not counted."""
+    if all(part.parents == parts[0].parents for part in parts):
+        return 0
     return sum(len(set(found) - {NOWHERE}) > 1 for found in zip(*(part.parents for part in parts), strict=False))
 
 
@@ -123,8 +125,8 @@ def _channels(part: Channels | None, beside: Channels | None = None) -> dict[str
         "reason": part.reason,
         "tensor": part.tensor,
         "n_parent": part.n_parent,
-        "kept": sum(parent != NOWHERE for parent in part.parents),
-        "unmatched": sum(parent == NOWHERE for parent in part.parents),
+        "kept": len(part.parents) - part.parents.count(NOWHERE),
+        "unmatched": part.parents.count(NOWHERE),
         "similarity": _number(part.similarity),
         "same_as": beside.role if same and beside is not None else None,
         "parents": None if same else channel_runs(part.parents),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from gqacheck.report.seats import rewritten
 from gqacheck.report.svg_parts import (
+    CROSSED,
     REMOVED,
     Strip,
     box,
@@ -157,7 +158,10 @@ def _legend(p: str, rows: Sequence[Row], at: Frame, top: float) -> tuple[list[st
         wide = 4 * unit + 8 + len(text) * LETTER + 22
         if x > MARGIN and x + wide > at.width:
             x, y = float(MARGIN), y + 24
-        parts += [*_sample(p, kind, Strip(x, y, unit, 12)), words(p, x + 4 * unit + 8, y + 13, text, "dim")]
+        parts += [
+            *_sample(p, kind, Strip(x, y, unit, 12), narrow=at.unit < CROSSED),
+            words(p, x + 4 * unit + 8, y + 13, text, "dim"),
+        ]
         x += wide
     return parts, y + 34
 
@@ -179,8 +183,8 @@ def _marks(rows: Sequence[Row], at: Frame) -> list[tuple[str, str]]:
     return marks
 
 
-def _sample(p: str, kind: str, at: Strip) -> list[str]:
-    """A block of four cells that shows one mark."""
+def _sample(p: str, kind: str, at: Strip, *, narrow: bool) -> list[str]:
+    """A block of four cells that shows one mark, as it is drawn in ``narrow`` cells where those of the figure are."""
     shown: dict[str, list[int | None]] = {
         "cross": [1] * 4,
         "gone": [REMOVED] * 4,
@@ -196,7 +200,9 @@ def _sample(p: str, kind: str, at: Strip) -> list[str]:
         under = Strip(under.x, under.y, under.unit, 2)
     if kind != "pattern":
         parts += strip(p, under, [bar])
-    return parts + (crosses(p, at, range(4)) if kind == "cross" else rings(p, at, [1, 2]) if kind == "ring" else [])
+    if kind == "cross":
+        parts += crosses(p, Strip(at.x, at.y, at.unit / 2, at.height) if narrow else at, range(8 if narrow else 4))
+    return parts + (rings(p, at, [1, 2]) if kind == "ring" else [])
 
 
 def _key(p: str, rows: Sequence[Row], at: Frame, top: float) -> tuple[list[str], float]:

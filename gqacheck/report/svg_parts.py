@@ -16,6 +16,8 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f
 neighbours differ in lightness too."""
 LIGHT_INK = frozenset((0, 7))
 """Colours so dark that what stands on them is white."""
+CROSSED = 8
+"""Narrowest cell, in SVG units, that a cross fits into; narrower ones are struck through."""
 UNKNOWN = None
 REMOVED = -1
 _OVERLAYS = (
@@ -113,7 +115,7 @@ def crosses(p: str, at: Strip, positions: Iterable[int]) -> list[str]:
     if not found:
         return []
     middle = at.y + at.height / 2
-    if at.unit < 8:
+    if at.unit < CROSSED:
         path = "".join(f"M{number(at.x + n * at.unit)} {number(middle)}h{number(at.unit)}" for n in found)
     else:
         size = min(at.unit, at.height) - 5

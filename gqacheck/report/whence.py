@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gqacheck.geometry.facts import Counterfactual, RuntimeFacts
 from gqacheck.report.document import Block, Span, line
+from gqacheck.report.words import plural
 from gqacheck.rules.runtime import perplexity_text
 
 NOISE_CODES = ("GQA703", "GQA704")
@@ -36,11 +37,12 @@ def whence_blocks(runtime: RuntimeFacts | None) -> list[Block]:
     if runtime is None or not runtime.counterfactuals:
         return []
     made = runtime.counterfactuals
-    methods = list(dict.fromkeys(map(_method, made)))
+    said = {perplexity.protocol for perplexity in runtime.perplexities}
+    methods = list(dict.fromkeys(_method(one, said) for one in made))
     blocks: list[Block] = []
     for one in made:
         corpus = f"{one.corpus}: " if len(made) > 1 else ""
-        method = f" ({_method(one)})" if len(methods) > 1 else ""
+        method = f" ({_method(one, said)})" if len(methods) > 1 else ""
         blocks.append(line(f"{corpus}{whence(one)}{method}", label=_label(LABEL)))
     if len(methods) == 1:
         blocks.append(line(Span(f"{methods[0]}; the same windows for all three", "dim"), label=_label("")))
@@ -58,8 +60,10 @@ def whence(one: Counterfactual) -> str:
     return text
 
 
-def _method(one: Counterfactual) -> str:
-    return f"{one.protocol}, {one.tokens:,} tokens in {one.windows:,} window{'s' if one.windows != 1 else ''}"
+def _method(one: Counterfactual, said: set[str]) -> str:
+    """Protocol and counts; the runtime claim names the protocols of ``said``."""
+    counts = f"{one.tokens:,} tokens in {plural(one.windows, 'window')}"
+    return counts if one.protocol in said else f"{one.protocol}, {counts}"
 
 
 def _label(name: str) -> tuple[str, Span]:

@@ -46,8 +46,9 @@ def explain_perplexity(
     """Where each of the child's perplexities comes from, and a note on each that could not be explained.
 
     child_perplexities: as ``run_model`` measured them on ``corpora`` with the same options; the child's model is gone
-    by now. pairing_broken: whether lineage gave errors on the pairing (GQA601 to 605, 608). The parent is rebuilt once,
-    in the dtype that was chosen for the child, measured, masked in place and measured again on the same windows.
+    by now. pairing_broken: whether lineage gave errors on the pairing (GQA601 to 605, 608); misread query heads count
+    even where their rule was ignored. The parent is rebuilt once, in the dtype that was chosen for the child, measured,
+    masked in place and measured again on the same windows.
 
     Raises:
         UsageError: for options that make no sense. A parent that cannot be run is a note.
@@ -63,7 +64,7 @@ def explain_perplexity(
             lineage,
             child_perplexities,
             _Options(corpora, tokenizer, device, dtype, batch_size, limit, seed, progress),
-            pairing_broken,
+            pairing_broken or any(layer.misread() for layer in lineage.layers),
         )
     except UsageError:
         raise

@@ -82,7 +82,7 @@ def _mask_heads(model: Any, geometry: Geometry, a: Attention, heads: Sequence[in
         return
     kv = sorted({head // (n_q // n_kv) for head in heads})
     for projection, norm, stay, total in ((a.q, a.q_norm, heads, n_q), (a.k, a.k_norm, kv, n_kv)):
-        if norm is None or len(stay) == total:
+        if norm is None:
             continue
         for name in (projection.tensor, projection.bias_tensor):
             if name is not None:
@@ -205,11 +205,9 @@ def _offset(norm: Any) -> float | None:
     """What an RMS norm adds to its weight before it multiplies (0, or 1 in Gemma); None when it is another function."""
     weight = norm.weight.data
     x = torch.linspace(-2.0, 3.0, _PROBES * weight.numel(), dtype=torch.float64).view(_PROBES, -1)
-    x = (x + torch.sin(7.0 * x)).to(weight)
-    unit = (x.double() * x.double().pow(2).mean(-1, keepdim=True).rsqrt()).to(weight.device)
-    got = norm(x).double()
-    for offset in (0.0, 1.0):
-        wanted = unit * (weight.double() + offset)
-        if torch.allclose(got, wanted, rtol=2e-2, atol=1e-2):
-            return offset
-    return None
+    x = (x + torch.sin(7.0 * x)).to(weight.dtype)
+    got = norm(x.to(weight.device)).cpu().double()
+    x, weight = x.double(), weight.cpu().double()  # not every device knows float64
+    unit = x * x.pow(2).mean(-1, keepdim=True).rsqrt()
+    offset = min((0.0, 1.0), key=lambda offset: float((got - unit * (weight + offset)).abs().max()))
+    return offset if torch.allclose(got, unit * (weight + offset), rtol=2e-2, atol=1e-2) else None

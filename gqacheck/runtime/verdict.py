@@ -66,8 +66,6 @@ def judge(runs: Runs, *, pairing_broken: bool) -> Verdict | None:
         return None
     if runs.base_broken or math.isinf(b):
         return "base-broken"
-    if math.isinf(m):
-        return "over-pruned"
     damage, rest = c - b, c - m
     if runs.masked_broken and m - b > HURT:
         return "over-pruned"

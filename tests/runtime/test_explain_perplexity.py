@@ -30,7 +30,7 @@ from gqacheck.runtime.run import run_model
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 HELDOUT = str(FIXTURES / "heldout.txt")
 CASES = {case.name: case for case in ZOO}
-LIMIT = 10
+LIMIT = 6
 
 
 def subject_of(path):
@@ -79,6 +79,11 @@ def test_truncated_child_is_explained_by_its_pairing(case, child, zoo_case):
         facts.perplexities[0].windows,
     )
     assert found.protocol == facts.perplexities[0].protocol
+
+
+def test_misread_heads_are_pairing_even_where_their_rule_was_ignored(zoo_case):
+    (found,), _, _ = zoo_case("qwen2-truncated-folder", pairing_broken=False)
+    assert found.verdict == "pairing"
 
 
 @pytest.mark.parametrize(
@@ -167,15 +172,14 @@ def test_parent_that_reads_nothing_proves_nothing(name, tiny_pair, text):
     (found,), notes, _ = explained(child, parent, corpora=(text,))
     assert notes == ()
     assert found.verdict == "base-broken"
-    if name != "qwen2_moe":  # where nearly equal routing probabilities may fall the other way
-        assert found.masked == pytest.approx(found.child, rel=1e-3)
+    assert found.masked == pytest.approx(found.child, rel=1e-3)
     assert found.masked != pytest.approx(found.base, rel=1e-3)
 
 
 def test_each_corpus_is_explained_by_itself(tiny_pair, text):
     child, parent = tiny_pair()
     found, _, _ = explained(child, parent, corpora=(text, f"{text}@windows-64"))
-    assert [one.windows for one in found] == [2, 20] or found[0].windows < found[1].windows
+    assert found[0].windows < found[1].windows
     assert [one.protocol.split(":")[0] for one in found] == ["windows-512", "windows-64"]
 
 

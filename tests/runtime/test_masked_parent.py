@@ -121,7 +121,10 @@ def test_layer_masked_away_leaves_the_residual_stream_as_it_came(name):
 
 
 WIDE = 72
-HIDDEN = ("llama", "llama_bias", "mistral", "qwen2", "qwen2_tied", "mixtral", "qwen3_moe")
+HIDDEN = {
+    **dict.fromkeys(("llama", "llama_bias", "mistral", "qwen2", "qwen2_tied", "mixtral", "qwen3_moe", "olmo2"), EQUAL),
+    **dict.fromkeys(("gemma", "gemma3", "gpt_oss", "qwen3_next", "granite", "phi3", "glm4"), 1e-4),  # float32 inside
+}
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -134,7 +137,7 @@ def test_masked_parent_equals_a_child_with_a_cut_hidden_size(name):
     with norms_in_float64():
         assert apart(parent, child) > 0.1
         mask_parent(parent, kept_by(plan), hidden=kept)
-        assert apart(parent, child) <= EQUAL
+        assert apart(parent, child) <= HIDDEN[name]
 
 
 def tiny_wide(name):

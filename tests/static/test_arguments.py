@@ -107,7 +107,10 @@ def test_parse_takes_a_first_word_that_is_no_command_for_a_checkpoint(
     ("line", "says"),
     [
         ("explian GQA104", "'explian' is neither a sub-command nor a file or folder here; did you mean explain?"),
-        ("repair a.bin", "the sub-commands are check, explain, rules, demo"),
+        ("export a.bin", "the sub-commands are check, repair, explain, rules, demo"),
+        ("repair a.bin --ppl", "there is no option '--ppl'; see gqacheck repair --help"),
+        ("repair a.bin -o", "--out needs a value"),
+        ("a.bin -o out", "there is no option '-o'"),
         ("a.bin --pp", "there is no option '--pp'; did you mean --ppl?"),
         ("a.bin --lora", "there is no option '--lora'; see gqacheck check --help"),
         ("a.bin --generate", "there is no option '--generate'"),
@@ -124,7 +127,7 @@ def test_parse_takes_a_first_word_that_is_no_command_for_a_checkpoint(
         ("a.bin --format yaml", "--format takes text, json, not 'yaml'"),
         ("a.bin --format jsno", "did you mean json?"),
         ("a.bin --fail-on note", "--fail-on takes error, warning, not 'note'"),
-        ("a.bin --output out.json", "--output takes FORMAT=FILE, where FORMAT is text or json, not 'out.json'"),
+        ("a.bin --output out.json", "--output takes FORMAT=FILE, where FORMAT is text, json, svg, not 'out.json'"),
         ("a.bin --output yaml=x", "--output takes FORMAT=FILE"),
         ("a.bin --select ,", "--select takes names with commas"),
         ("a.bin --quiet=yes", "--quiet takes no value"),
@@ -198,7 +201,7 @@ def test_help_names_every_option_every_exit_code_and_examples() -> None:
     assert max(map(len, text.splitlines())) <= 118
 
 
-@pytest.mark.parametrize("command", ["explain", "rules", "demo"])
+@pytest.mark.parametrize("command", ["explain", "rules", "demo", "repair"])
 def test_help_of_a_sub_command_shows_its_own_usage(command: str) -> None:
     assert help_text(command).startswith(f"usage: gqacheck {command}")
 
@@ -207,12 +210,11 @@ def test_help_offers_nothing_that_is_not_built() -> None:
     for word in (
         "--generate",
         "--lora",
-        "--values",
         "--target",
         "--consistency",
         "--baseline",
         "gqacheck compare",
-        "repair",
+        "export",
     ):
         assert word not in help_text("check")
 

@@ -419,7 +419,10 @@ def test_rules_lists_every_rule_as_table_and_as_json() -> None:
 def test_demo_writes_and_checks_and_returns_0(tmp_path: Path) -> None:
     code, out, _ = run("demo", str(tmp_path / "d"))
     assert code == 0
-    assert out.count("parameters") == 3
+    assert [line for line in out.splitlines() if line.startswith("exit code")] == [
+        f"exit code {n}" for n in (0, 1, 1, 0)
+    ]
+    assert "20 of 24 query heads read a KV head they were not trained with" in out
     again, _, err = run("demo", str(tmp_path / "d"))
     assert again == 2
     assert "exists already" in err

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_samples import (
     HOSTILE,
@@ -188,6 +188,7 @@ def test_json_vectors_name_what_is_wrong_and_whose_it_is() -> None:
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(NOWHERE, 30)))
+@example([NOWHERE, 0, 1, NOWHERE])
 def test_channel_runs_on_any_channels_say_exactly_these_in_order(parents: list[int]) -> None:
     said: list[int] = []
     for part in filter(None, channel_runs(parents).split(",")):

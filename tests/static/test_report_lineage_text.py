@@ -126,6 +126,43 @@ def test_map_on_equal_heads_in_the_parent_takes_the_reading_that_fits() -> None:
     assert head_map_blocks(lineage([made]), (0,)) == []
 
 
+def test_seat_on_an_equal_query_head_takes_the_one_that_was_trained_with_what_it_reads() -> None:
+    q = heads("q", own_heads(KEPT_KV), 32)
+    twin = replace(q, origins=(*q.origins[:4], Origin("exact", (0, 9)), *q.origins[5:]))
+    reader = seats(replace(kept_groups(0), q=twin))[1].readers[0]
+    assert (reader.head, reader.own, reader.wrong) == (9, 2, False)
+
+
+def test_seat_whose_o_or_v_may_be_the_same_head_or_was_rewritten_is_not_accused() -> None:
+    o = heads("o", own_heads(KEPT_KV), 32)
+    twin = replace(o, origins=(Origin("exact", (3, 0)), *o.origins[1:]))
+    elsewhere = heads("o", range(24), 32, state="rewritten")
+    for made in (replace(kept_groups(0), o=twin), replace(kept_groups(0), o=elsewhere)):
+        assert tally(seats(made)).moved_o == 0
+
+
+def test_map_of_very_many_positions_begins_beside_the_first_wrong_one() -> None:
+    q = [*range(40), *range(41, 49)]
+    lines = shown(lineage([layer_origin(0, q, range(48), parent_q=64, parent_kv=64)]), (0,)).splitlines()
+    assert lines[1].split()[:3] == ["position", "39", "40"]
+    assert lines[-1] == "          positions 0-38: 0 of 39 query heads misread"
+
+
+def test_map_with_groups_of_sixteen_scattered_heads_stays_narrow() -> None:
+    made = lineage([layer_origin(0, range(1, 128, 2), (0, 2, 5, 7), parent_q=128, parent_kv=8)])
+    text = shown(made, (0,))
+    assert max(map(len, text.splitlines())) <= MAP_WIDTH
+    assert "1,3,5,7,9,11,13,15,17,… (16)" in text or "1,3,5,7,9,11,13,15,… (16)" in text
+
+
+def test_map_tells_layers_apart_that_differ_only_in_what_is_read() -> None:
+    other = (0, 2, 3, 4, 5, 7)
+    second = truncated(1, k=heads("k", other, 8), v=heads("v", other, 8))
+    text = shown(lineage([truncated(0), second]), (0, 1))
+    assert text.startswith("  map     layer 0;")
+    assert text.endswith("          layer 1: 20 of 24 query heads misread; KV heads 0, 2-5, 7\n")
+
+
 @pytest.mark.parametrize("made", [kept_groups(0), layer_origin(0, range(31), range(7)), LayerOrigin(0, None)])
 def test_map_on_a_layer_with_nothing_to_show_is_empty(made: LayerOrigin) -> None:
     assert head_map_blocks(lineage([made]), (0,)) == []
@@ -172,7 +209,7 @@ def test_terminal_shows_the_map_within_its_columns(width: int, colour: bool) -> 
     assert max(map(len, lines)) <= width
     if width >= 80:
         assert "          pairing       ok    x     x      x      x      x" in lines
-    assert ("\x1b[1;31m" in screen) == colour
+    assert ("\x1b[1;31mx\x1b[0m" in re.sub(r" +", "", screen)) == (colour and width >= 80)
 
 
 def explained(**changes: object) -> object:
@@ -184,6 +221,8 @@ def test_report_shows_the_map_once_under_the_first_pairing_rule_and_before_the_c
     uneven = regrouped(code="GQA608", slug="uneven-groups", message="groups kept 3, 5")
     text = render_text(report(misaligned(findings=(regrouped(), uneven))))
     assert text.count("  map     ") == 1
+    both = (regrouped(range(4, 9)), regrouped(range(9, 29), severity=Severity.WARNING))
+    assert render_text(report(misaligned(findings=both))).count("  map     ") == 1
     order = [
         "E GQA601",
         "  map     ",
@@ -316,16 +355,14 @@ def test_render_groups_what_was_left_alone_by_reason_and_bounds_it() -> None:
 def test_counterfactual_under_gqa703_says_where_it_comes_from(verdict: str, words: str) -> None:
     text = render_text(report(misaligned(findings=(regrouped(), NOISE), runtime=explained(verdict=verdict))))
     lines = text.splitlines()
+    assert text.count("where it comes from") == 1
     at = next(n for n, line in enumerate(lines) if "where it comes from" in line)
     assert lines[at - 1] == "  worse than guessing"
     assert lines[at].startswith(
         "  where it comes from  14.13 base → 26.00 with the same heads masked → 718,107 this file: "
     )
     assert words in lines[at]
-    assert (
-        lines[at + 1].strip()
-        == "windows-512: non-overlapping, 8,188 tokens in 16 windows; the same windows for all three"
-    )
+    assert lines[at + 1].strip() == "8,188 tokens in 16 windows; the same windows for all three"
 
 
 def test_counterfactual_without_a_finding_on_perplexity_stands_after_the_findings() -> None:
@@ -339,6 +376,19 @@ def test_counterfactuals_of_several_corpora_name_each_and_their_own_protocols() 
     assert "smoke: 14.13 base" in text
     assert "ptb.txt: 14.13 base" in text
     assert "(windows-128, 99 tokens in 1 window)" in text
+    assert "the same windows for all three" not in text
+
+
+def test_counterfactual_under_findings_of_two_severities_is_told_once() -> None:
+    both = (NOISE, replace(NOISE, severity=Severity.WARNING, message="b"))
+    assert render_text(report(misaligned(findings=both, runtime=explained()))).count("where it comes from") == 1
+
+
+def test_counterfactual_of_a_protocol_that_no_perplexity_names_says_it() -> None:
+    made = runtime(perplexity(1.0), counterfactuals=(counterfactual(protocol="windows-9"),))
+    assert "\n                       windows-9, 8,188 tokens in 16 windows; the same" in render_text(
+        report(misaligned(runtime=made))
+    )
 
 
 def test_counterfactual_that_is_partial_says_what_was_left_out() -> None:
@@ -405,7 +455,9 @@ def test_skipped_lineage_rules_are_left_to_the_pairing_claim_that_gives_their_re
     mine = Skipped("GQA601", "base", "only the parent's weights show it")
     other = Skipped("GQA602", "lineage", "o_proj was rewritten in every layer")
     unasked = Skipped("GQA603", "selection", "ignored by --ignore")
-    text = render_text(report(healthy(skipped=(mine, other, unasked))))
+    unrun = Skipped("GQA703", "selection", "not in --select")
+    text = render_text(report(healthy(skipped=(mine, other, unasked, unrun))))
+    assert "GQA703: not in --select" in text
     assert "GQA601" not in text
     assert "GQA602: o_proj was rewritten in every layer" in text
     assert "GQA603: ignored by --ignore" in text

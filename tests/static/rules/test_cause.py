@@ -44,9 +44,16 @@ def bias(role: str, wrong: tuple[int, ...], found: tuple[int, ...], positions: i
         pytest.param(layer_of([0, 1, 2, 4, 5, 8, 9], [0, 1]), BLIND, id="top-k that does not divide"),
         pytest.param(layer_of([0, 2, 3, 5, 6, 8, 9, 11], [0, 2]), INTERLEAVED, id="interleaved, in order"),
         pytest.param(layer_of([0, 3, 6, 9, 2, 5, 8, 11], [0, 2]), INTERLEAVED, id="interleaved, group by group"),
+        pytest.param(
+            layer_of([0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]), INTERLEAVED, id="interleaved, all KV heads kept"
+        ),
+        pytest.param(layer_of([2, 8, 0, 9], [2, 0]), INTERLEAVED, id="interleaved, cut inside groups"),
         pytest.param(layer_of(range(4, 12), [0, 1]), "k_proj was cut to its first 2 KV heads", id="k cut to first"),
         pytest.param(
             layer_of([0, 1, 8, 9], [2, 0]), "k_proj was put in another order and q_proj was not", id="k reordered"
+        ),
+        pytest.param(
+            layer_of(k=[2, 0, 1]), "k_proj was put in another order and q_proj was not", id="all kept, k reordered"
         ),
         pytest.param(
             layer_of([8, 9, 0, 1], [0, 2]), "q_proj was put in another order and k_proj was not", id="q reordered"
@@ -106,7 +113,10 @@ def test_cause_of_a_known_pattern_names_it(layer: LayerOrigin, cause: str) -> No
         pytest.param(layer_of([9, 1, 6, 3], [0, 1]), id="regrouped for no known reason"),
         pytest.param(layer_of([4, 8, 5, 1], [1, 0], v=[2, 0], o=[5, 9, 0, 4]), id="everything wrong in its own way"),
         pytest.param(layer_of([0, None, 2, 9], [0]), id="a head that is not known"),
+        pytest.param(layer_of([5], [2]), id="too few heads to be called interleaved"),
         pytest.param(layer_of([mixed(0, 1), 2], [2]), id="mixed"),
+        pytest.param(layer_of([1, 2, 5, 6], [2]), id="even groups, of more KV heads than are left"),
+        pytest.param(layer_of(mlps=[mlp_of([0, -1], up=[0, 1], down=[0, 1])]), id="a channel that is not known"),
         pytest.param(layer_of(range(8), "rewritten"), id="k not told"),
         pytest.param(layer_of(None, None, None, None), id="nothing told"),
         pytest.param(layer_of([4, 5], [1], o="rewritten"), id="o rewritten"),

@@ -51,6 +51,10 @@ FIRES: Cases = {
             "layers of another model",
             lambda: from_layers(0, None, 2, None, layers=[1, 3], says=["2 of 4 layers match no layer of the parent"]),
         ),
+        (
+            "whose heads are not counted again",
+            lambda: beside(layer_of(), layer_of([None, None], [None], parent=None), count=1, says=["1 of 2 layers"]),
+        ),
         ("one of them", lambda: from_layers(None, 1, says=["1 of 2 layers matches no layer"], count=1)),
     ],
     "GQA607": [
@@ -88,7 +92,10 @@ FIRES: Cases = {
         (
             "the parent's own indices",
             lambda: Case(
-                sketch_llama(n_layers=1), base=sketch_llama(n_layers=3), lineage=stack(1), says=["layers 0, 2"]
+                sketch_llama(n_layers=1),
+                base=sketch_llama(n_layers=3),
+                lineage=stack(1),
+                says=["2 of the parent's 3 layers are not here: layers 0, 2"],
             ),
         ),
     ],

@@ -26,7 +26,7 @@ RATIOS = ((12, 3), (28, 4), (32, 8), (10, 2), (5, 5), (6, 1))
 PAIRING = tuple(rule for rule in all_rules() if rule.claim == "pairing")
 ACCUSING = ("GQA601", "GQA602", "GQA603", "GQA604", "GQA605", "GQA608")
 SUBJECTS = [make_subject(sketch_llama(n_layers=n)) for n in range(1, 4)]
-many = settings(derandomize=True, deadline=None, max_examples=150)
+many = settings(derandomize=True, deadline=None, max_examples=100)
 
 
 def with_layers(*layers: LayerOrigin) -> Subject:

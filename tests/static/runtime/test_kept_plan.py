@@ -96,6 +96,12 @@ def test_equal_heads_are_told_apart_by_o_and_never_counted_twice(geometry: Geome
     assert not without.notes
 
 
+def test_equal_head_goes_to_the_place_that_has_no_other_choice(geometry: Geometry) -> None:
+    q, o = heads("q", [(2, 3), (2, 3)]), heads("o", [None, 2])
+    kept = plan(geometry, layer(0, 0, q, o), *map(whole, (1, 2, 3)))
+    assert (kept.layers[0], kept.notes) == (KeptLayer(heads=(2, 3)), ())
+
+
 def test_head_that_stands_twice_is_a_note(geometry: Geometry) -> None:
     kept = plan(geometry, layer(0, 0, heads("q", [0, 1, 1, 4])), *map(whole, (1, 2, 3)))
     assert kept.layers[0] == KeptLayer(heads=(0, 1, 4))
