@@ -89,8 +89,11 @@ def _measure(name: str) -> list[Row]:
         topk = cut("topk", blind)
         add("group-blind top-k: query heads by importance, whatever their group", topk)
         for told, broken in (("truncated", truncated), ("top-k", topk)):
-            repair(broken, base=parent, out=folder / f"fixed-{told}")
-            add(f"the {told} file, repaired", folder / f"fixed-{told}" / "pytorch_model.bin")
+            fixed = folder / f"fixed-{told}.bin"
+            done = repair(broken, base=parent, out=fixed)
+            assert done.reference is not None
+            assert done.reference.equal, done
+            add(f"the {told} file, repaired", fixed)
         add("whole KV groups", cut("groups", whole))
         add(
             "whole KV groups, o_proj rewritten by least squares",

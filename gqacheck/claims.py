@@ -11,10 +11,13 @@ from gqacheck.rules.heads import full_layers, is_guess
 from gqacheck.rules.origins import needs_lineage, undecided, undecided_mlp
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, NEEDS_SELECTION
+from gqacheck.rules.suspect import fit_words
 from gqacheck.text import printable
 
 REQUIRABLE = ("shapes", "pairing", "runtime", "ppl")
 """What ``--require`` may insist on: the claims, and ``ppl`` for a perplexity that was really measured."""
+NO_PROOF = frozenset(("GQA504",))
+"""Pairing rules that can cast doubt and never settle anything."""
 
 
 def shapes_claim(
@@ -73,14 +76,15 @@ def _heads_unknown(layer: Layer) -> bool:
 def pairing_claim(subject: Subject, findings: Sequence[Finding] = (), skipped: Sequence[Skipped] = ()) -> ClaimResult:
     """Fails on any error of a pairing rule; passes only when the parent's weights decided about every layer.
 
-    The rules that count are those of claim ``pairing`` in ``RULES``; ``skipped`` names those of them that did not run.
+    The rules that count are those of claim ``pairing`` in ``RULES`` but for ``NO_PROOF``; ``skipped`` names those of
+    them that did not run.
     """
     from gqacheck.rules import RULES
 
     why = _not_compared(subject)
     if why:
-        return ClaimResult("pairing", ClaimState.NOT_CHECKED, why)
-    codes = {rule.code for rule in RULES if rule.claim == "pairing"}
+        return ClaimResult("pairing", ClaimState.NOT_CHECKED, why + fit_words(subject.pairing_fit))
+    codes = {rule.code for rule in RULES if rule.claim == "pairing"} - NO_PROOF
     mine = [skip for skip in skipped if skip.code in codes]
     n_run = len(codes - {skip.code for skip in mine})
     layers = _compared_layers(subject)

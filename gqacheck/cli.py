@@ -24,7 +24,7 @@ _PLAIN_SIGNS = str.maketrans({"·": "-", "…": "...", "±": "+/-", "→": "->",
 
 _PLAIN_OPTIONS = (
     "base", "config", "family", "head_dim", "ppl", "tokenizer", "select", "ignore", "require", "device", "dtype",
-    "batch_size", "seed", "limit",
+    "batch_size", "seed", "limit", "values",
 )  # fmt: skip
 
 

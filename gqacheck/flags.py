@@ -104,6 +104,10 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
         ),
     ),
     (
+        "reading the weights (needs gqacheck[lineage])",
+        (Flag("--values", "", "without --base: look for signs that query heads read KV heads that are not theirs"),),
+    ),
+    (
         "running it (needs gqacheck[run])",
         (
             Flag("--ppl", "[CORPUS]", "perplexity on the built-in text (smoke) or on a text file; repeatable",

@@ -16,7 +16,7 @@ from gqacheck.checkpoint import Checkpoint
 from gqacheck.claims import REQUIRABLE, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError
 from gqacheck.geometry.facts import Expectations, Geometry, RuntimeFacts, Subject
-from gqacheck.geometry.origins import Lineage
+from gqacheck.geometry.origins import Lineage, PairingFit
 from gqacheck.result import CheckpointReport, Verdict
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, choose_rules, run_rules
@@ -68,6 +68,7 @@ class Options:
     seed: int = 0
     limit: int | None = None
     progress: Progress | None = None
+    values: bool = False
 
 
 def check(
@@ -90,8 +91,10 @@ def check(
     batch_size: int | None = None,
     seed: int = 0,
     limit: int | None = None,
+    values: bool = False,
 ) -> CheckpointReport:
-    """The report on one checkpoint: a file or a folder. Reads headers only, unless ``ppl`` asks to run the model.
+    """The report on one checkpoint: a file or a folder. Reads headers only, unless ``base`` or ``values`` ask for the
+    weights or ``ppl`` asks to run the model.
 
     The keywords are the options of the command line (``gqacheck --help``); ``ppl=["smoke"]`` is ``--ppl``. A file
     that cannot be read gives a report whose ``error`` says why and whose ``exit_code`` is 3.
@@ -119,6 +122,7 @@ def check(
         batch_size=batch_size,
         seed=seed,
         limit=limit,
+        values=values,
     )
     return check_path(os.fspath(path), options)
 
@@ -133,11 +137,13 @@ def check_model(
     ignore: Sequence[str] = (),
     fail_on: str = "error",
     require: Sequence[str] = (),
+    values: bool = False,
 ) -> CheckpointReport:
     """The report of the static rules on a live ``nn.Module``: its shapes, its attributes and its config.
 
-    base: the parent, a path or another live module; then its weights are compared too. A module without decoder layers
-    gives a report whose ``error`` says so and whose ``exit_code`` is 3.
+    base: the parent, a path or another live module; then its weights are compared too. values: without a parent, look
+    for signs of a wrong pairing in the weights. A module without decoder layers gives a report whose ``error`` says so
+    and whose ``exit_code`` is 3.
 
     Raises: UsageError for options that make no sense.
     """
@@ -151,6 +157,7 @@ def check_model(
         ignore=_names("ignore", ignore),
         fail_on=_severity(fail_on),
         require=_names("require", require),
+        values=values,
     )
     parent = None
     if live_base is not None:
@@ -204,7 +211,8 @@ def _report(
         geometry = _measure(checkpoint, options.family, options.head_dim)
         base = _open_base(options.base, checkpoint, live_base)
         lineage = _trace(opened, geometry, base, live_base, options)
-        report = _judge(path, checkpoint, geometry, base, lineage, rules, left_out, options, started)
+        fit = _fit_pairing(opened, geometry, lineage, rules, options)
+        report = _judge(path, checkpoint, geometry, base, lineage, fit, rules, left_out, options, started)
     except UsageError:
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
@@ -275,12 +283,27 @@ def _trace(
         return Lineage("not-compared", explain_error(error))
 
 
+def _fit_pairing(
+    opened: _Opened, geometry: Geometry, lineage: Lineage | None, rules: Sequence[Rule], options: Options
+) -> PairingFit | None:
+    """What the weights say without a parent; None where nobody asked, or where the parent's weights have answered."""
+    if not options.values or (lineage is not None and lineage.compared) or not any(r.code == "GQA504" for r in rules):
+        return None
+    from gqacheck.lineage.values import fit_pairing
+
+    try:
+        return fit_pairing(opened.checkpoint, geometry, samples=opened.samples, progress=options.progress)
+    except (GqacheckError, OSError, MemoryError, RecursionError) as error:
+        return PairingFit("failed", explain_error(error))
+
+
 def _judge(
     path: str,
     checkpoint: Checkpoint,
     geometry: Geometry,
     base: CheckpointReport | None,
     lineage: Lineage | None,
+    fit: PairingFit | None,
     rules: Sequence[Rule],
     left_out: tuple[Skipped, ...],
     options: Options,
@@ -290,10 +313,10 @@ def _judge(
     parent = None
     if base is not None and base.checkpoint is not None and base.geometry is not None:
         parent = Subject(base.checkpoint, base.geometry)
-    subject = Subject(checkpoint, geometry, base=parent, expect=options.expect, lineage=lineage)
+    subject = Subject(checkpoint, geometry, base=parent, expect=options.expect, lineage=lineage, pairing_fit=fit)
     static = [rule for rule in rules if rule.claim != "runtime"]
     findings, skipped = run_rules(subject, static, tolerant=True)
-    seconds = perf_counter() - started - (lineage.seconds if lineage is not None else 0.0)
+    seconds = perf_counter() - started - sum(part.seconds for part in (lineage, fit) if part is not None)
     running = [rule for rule in rules if rule.claim == "runtime"]
     run = _run(subject, findings, running, options)
     findings = _in_order(findings + run.findings)
@@ -306,7 +329,7 @@ def _judge(
     )
     missing = unmet(options.require, claims, run.facts)
     crashed = [skip for skip in skipped if skip.needs == NEEDS_REPAIR]
-    problem = run.problem
+    problem = run.problem or (fit.reason if fit is not None and fit.verdict == "failed" else "")
     if not geometry.layers:
         problem = problem or "no decoder layers were found: the tensor names fit no known model family"
     elif heads_unknown(geometry) and checkpoint.quantization is None:
@@ -330,6 +353,7 @@ def _judge(
         error=problem or None,
         notes=missing,
         seconds=seconds,
+        pairing_fit=fit,
     )
 
 
@@ -381,8 +405,11 @@ def _with_counterfactual(
     """``facts`` with the parent run beside the child, when there is a parent and something to explain."""
     from dataclasses import replace
 
+    from gqacheck.rules import RULES
+
+    pairing, _ = run_rules(subject, [rule for rule in RULES if rule.code in PAIRING_ERRORS], tolerant=True)
+    pairing_broken = any(finding.severity is Severity.ERROR for finding in pairing)  # --ignore changes no facts
     errors = {finding.code for finding in findings if finding.severity is Severity.ERROR}
-    pairing_broken = bool(errors & PAIRING_ERRORS)
     if subject.base is None or subject.lineage is None or not (pairing_broken or "GQA703" in errors):
         return facts
     from gqacheck.runtime.counterfactual import explain_perplexity

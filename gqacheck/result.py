@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.geometry.facts import Geometry, RuntimeFacts
-from gqacheck.geometry.origins import Lineage
+from gqacheck.geometry.origins import Lineage, PairingFit
 from gqacheck.rules.rule import Finding, Skipped
 
 
@@ -56,6 +56,7 @@ class CheckpointReport:
     error: str | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    pairing_fit: PairingFit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gqacheck.checkpoint import Checkpoint, ConfigInfo, Container, ModuleInfo, Plain
 from gqacheck.geometry.families import Family
-from gqacheck.geometry.origins import Lineage
+from gqacheck.geometry.origins import Lineage, PairingFit
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,8 @@ class Expectations:
 class Subject:
     """What every rule is handed: one checkpoint with its geometry, the parent's where given, the caller's word.
 
-    ``lineage`` is filled before the GQA6xx rules run, ``runtime`` before the GQA7xx rules.
+    ``lineage`` is filled before the GQA6xx rules run, ``runtime`` before the GQA7xx rules, ``pairing_fit`` where the
+    weights were read for GQA504.
     """
 
     checkpoint: Checkpoint
@@ -265,6 +266,7 @@ class Subject:
     expect: Expectations = field(default_factory=Expectations)
     runtime: RuntimeFacts | None = None
     lineage: Lineage | None = None
+    pairing_fit: PairingFit | None = None
 
     @property
     def container(self) -> Container:
@@ -318,9 +320,9 @@ class Counterfactual:
     """Where a perplexity comes from, on one corpus: the parent, the parent with the child's missing heads and channels
     masked, and the child; same windows for all three.
 
-    verdict: ``pairing`` (the masked parent is fine, so the rest is wrong pairing), ``over-pruned`` (the masked parent is
-    as bad as the child), ``loader`` (the masked parent is fine and the pairing too: shapes, attributes or the loader),
-    ``base-broken`` (the parent itself is), ``fine`` (the child is about as good as the masked parent).
+    verdict: ``pairing`` (the masked parent is fine, so the rest is wrong pairing), ``over-pruned`` (the masked parent
+    is as bad as the child), ``loader`` (the masked parent is fine and the pairing too: shapes, attributes or the
+    loader), ``base-broken`` (the parent itself is), ``fine`` (the child is about as good as the masked parent).
     partial: some of the child's parts could not be masked in the parent; ``note`` says which.
     """
 

@@ -242,3 +242,46 @@ class Lineage:
     def compared(self) -> bool:
         """Whether the weights were compared at all."""
         return self.relation in ("child", "identical")
+
+
+FitVerdict: TypeAlias = Literal["suspect", "no-sign", "cannot-tell", "not-judged", "failed"]
+"""``suspect``: heads fit other v heads than they read, beyond chance. ``no-sign``: nearly all visibly fit what they
+read. ``cannot-tell``: neither. ``not-judged``: there is nothing to compare. ``failed``: the weights cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A query head whose o_proj columns fit another v head of its layer clearly better than the one it reads.
+
+    All are the checkpoint's own positions. ``fit_read`` and ``fit_found`` are in chance spreads: what unrelated heads
+    of this model reach has spread 1.
+    """
+
+    layer: int
+    query_head: int
+    reads: int
+    found: int
+    fit_read: float
+    fit_found: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairingFit:
+    """What the weights alone, without a parent, say of the pairing: a statistical sign and never a proof.
+
+    reason: why it was not judged or failed, else "". needed_fit: the fit that a head needs to have a say. judged:
+    query heads that were compared; at_home: those that point at the KV head they read. The heads that neither are at
+    home nor ``strays`` point nowhere. layers: those that were judged; left_out: one sentence per layer that was not.
+    bytes_read: of the weights; seconds: wall-clock time.
+    """
+
+    verdict: FitVerdict
+    reason: str = ""
+    needed_fit: float = 0.0
+    judged: int = 0
+    at_home: int = 0
+    strays: tuple[Stray, ...] = ()
+    layers: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
+    bytes_read: int = 0
+    seconds: float = 0.0

@@ -34,6 +34,14 @@ MOST: Final = 0.8
 NATS: Final = 9.0  # a chance of 1 in 8,000 that noise passes for a parent, before the other two questions
 
 
+def finite(blocks: NDArray[Any]) -> NDArray[Any]:
+    """The blocks, those that hold NaN or infinity set to zero. blocks: [K, L, C]."""
+    import numpy as np
+
+    found: NDArray[Any] = np.where(np.isfinite(blocks).all(axis=(1, 2), keepdims=True), blocks, 0).astype(blocks.dtype)
+    return found
+
+
 def units(blocks: NDArray[Any]) -> NDArray[Any]:
     """The blocks as rows of length 1. blocks: [K, ...] → [K, n], same dtype. All zero, NaN or infinite: zero."""
     import numpy as np

@@ -1,10 +1,10 @@
 """Tells from the weights alone whether query heads still read the v head that they were trained with.
 
-A query head's o_proj columns and the v head it reads are written in one basis, that of the head's ``D`` channels: nothing
-but training ties them to each other. Gradients reach v only through o_proj and o_proj only through v, so training gives
-both the same correlations between channels, and a head that is attached to another v head shows the correlations of the
-one it was trained with. No parent is needed, only the layer's other v heads. What was measured, and what this does not
-see, is in docs/pairing-without-a-parent.md.
+A query head's o_proj columns and the v head it reads are written in one basis, that of the head's ``D`` channels:
+nothing but training ties them to each other. Gradients reach v only through o_proj and o_proj only through v, so
+training gives both the same correlations between channels, and a head that is attached to another v head shows the
+correlations of the one it was trained with. No parent is needed, only the layer's other v heads. What was measured, and
+what this does not see, is in docs/pairing-without-a-parent.md.
 
 Shapes: ``D`` channels of a head, ``E`` hidden size, ``Hq`` query heads, ``Hkv`` KV heads of one layer,
 ``P = D * (D - 1) / 2``.
@@ -83,9 +83,7 @@ def channel_correlations(grams: Numbers) -> Numbers:
         inverse = np.where(length > 0, 1 / length, 0.0)
         correlations = grams * inverse[:, :, None] * inverse[:, None, :]
         upper = correlations[:, *np.triu_indices(grams.shape[1], 1)]
-        upper[~np.isfinite(upper).all(axis=1)] = 0.0
-        upper[~np.isfinite(length).all(axis=1)] = 0.0
-        size = np.linalg.norm(upper, axis=1, keepdims=True)
+        size = np.linalg.norm(upper, axis=1, keepdims=True)  # NaN where anything is, and so not above 0
         scaled: Numbers = np.where(size > 0, upper / size, 0.0).astype(np.float32)
     return scaled
 
@@ -150,7 +148,7 @@ def points_by_chance(
 
     A scramble renames a v head's channels and flips their signs, which leaves everything about the head as it was but
     its tie to the o_proj blocks. In a model without a tie the file is one more scramble, so it is called suspect with
-    a probability of at most 1 in ``SCRAMBLES`` + 1, whatever the shape of its weights. Seeded: the answer is repeatable.
+    a probability of at most 1 in ``SCRAMBLES`` + 1, whatever the shape of its weights. Seeded, so repeatable.
     """
     import numpy as np
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gqacheck.lineage.assignment import assign
-from gqacheck.lineage.evidence import EQUAL, apart, even, independent_values, least_cosine, units
+from gqacheck.lineage.evidence import EQUAL, apart, even, finite, independent_values, least_cosine, units
 from gqacheck.lineage.order import best_order, find_order
 from gqacheck.lineage.rewritten import Told, decide_projection
 from gqacheck.lineage.similar_lines import match_lines
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BlockMatch", "Told", "decide_projection", "match_blocks", "match_lines"]
 
 DOUBTED: Final = 0.9
-"""Below this cosine the lines of a block are also tried in other orders."""
+"""Below this cosine a block is also looked at with even scales, and its lines in other orders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ def match_blocks(child: Floats, parent: Floats, *, expected: Sequence[int | None
     """
     if not len(child) or not len(parent):
         return [BlockMatch(None, 0.0)] * len(child)
+    child, parent = finite(child), finite(parent)
     plain = _Cosines.of(child, parent)
     told = [plain.look(position) for position in range(len(child))]
     if any(len(look.candidates) != 1 for look in told):
@@ -107,12 +108,13 @@ class _Cosines:
 
 
 def _clearer(plain: _Look, evened: _Look) -> _Look:
-    """The view that tells one parent, the plain one before the other; they must not contradict each other."""
-    if len(plain.candidates) == 1 or not evened.candidates:
+    """The view that tells one parent; the other one is asked only where the plain cosine is low or tells nothing."""
+    if not evened.candidates or len(plain.candidates) == 1:
         return plain
-    if not plain.candidates or (len(evened.candidates) == 1 and evened.candidates[0] in plain.candidates):
+    if not plain.candidates:
         return evened
-    return plain
+    narrower = len(evened.candidates) == 1 and evened.candidates[0] in plain.candidates
+    return evened if narrower and plain.similarity.max() < DOUBTED else plain
 
 
 def _named(told: list[_Look], overlap: NDArray[Any], expected: Sequence[int | None] | None) -> list[BlockMatch]:
@@ -146,8 +148,6 @@ def _named(told: list[_Look], overlap: NDArray[Any], expected: Sequence[int | No
 
 def _in_order(match: BlockMatch, child: Floats, parent: Floats, n: float) -> BlockMatch:
     """``match``, or the one that another order of the block's lines makes clear. child: [L, C], parent: [N, L, C]."""
-    if len(match.candidates) > 1:
-        return match
     if match.candidates:
         here = match.candidates[0]
         cosine, order = best_order(child, parent[here])

@@ -139,7 +139,7 @@ def _counts(attention: Attention) -> tuple[int, int, int]:
 
 
 def _rival(attention: Attention) -> int | None:
-    """Another head_dim that a source as good names and the rows allow: with a wrong one half heads would be compared."""
+    """Another head_dim that a source as good names and the rows allow; a wrong one would compare halves of heads."""
     assert attention.head_dim is not None
     claims = attention.head_dim.claims
     firm = [claim for claim in claims if not claim.source.startswith(_INFERRED)] or claims

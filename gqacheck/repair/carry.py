@@ -109,7 +109,7 @@ def _verify(job: Job, written: Written, work: str) -> tuple[CheckpointReport, Re
     alone = job.child.checkpoint.container is Container.STATE_DICT  # says nothing of head_dim itself
     options = replace(job.options, config=written.config, head_dim=job.options.head_dim if alone else None)
     after = check_path(written.check, options)
-    wrong = check_written(after, pairing=job.parent is not None)
+    wrong = check_written(after, job.before.lineage if job.parent is not None else None)
     if wrong or after.checkpoint is None or after.geometry is None:
         return after, None, wrong
     result = Side(after.checkpoint, after.geometry)

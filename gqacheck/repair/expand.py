@@ -65,9 +65,11 @@ def _heads(layer: LayerOrigin, child: Attention, parent: Attention) -> list[Role
         if not chosen:
             raise CannotExpand(f"layer {layer.index}: query head {position} has no place of its own in the parent")
         q.append(next((head for head in chosen if head in pool), chosen[0]))
+    v = _own_places(layer.v, kv, layer.index)
+    o = _own_places(layer.o, q, layer.index)
     takes = []
-    for role, places, total, before in (("q", q, total_q, n_q), ("k", kv, total_kv, n_kv), ("v", kv, total_kv, n_kv),
-                                        ("o", q, total_q, n_q)):  # fmt: skip
+    roles = (("q", q, total_q, n_q), ("k", kv, total_kv, n_kv), ("v", v, total_kv, n_kv), ("o", o, total_q, n_q))
+    for role, places, total, before in roles:
         take = _spread(places, total)
         takes.append(RoleTake(role, take, before))
         projection = {"q": child.q, "k": child.k, "v": child.v}.get(role)
@@ -99,6 +101,19 @@ def _places(heads: Heads, n: int, index: int) -> list[int]:
     return found
 
 
+def _own_places(heads: Heads | None, others: Sequence[int], index: int) -> list[int]:
+    """Where the blocks stand by their own origin; by that of their partners where they have none (a rewritten o)."""
+    if heads is None or not heads.told or len(heads.origins) != len(others):
+        return list(others)
+    found: list[int] = []
+    for position, other in enumerate(others):
+        names = _names(heads, position)
+        found.append(other if other in names or not names else names[0])
+    if len(set(found)) < len(found):
+        raise CannotExpand(f"layer {index}: two blocks of {heads.role} have one place in the parent")
+    return found
+
+
 def _spread(places: Sequence[int], total: int) -> Take:
     child = array("i", [NOWHERE]) * total
     for position, place in enumerate(places):
@@ -113,19 +128,29 @@ def _channels(index: int, mlp: MlpOrigin, layer: Layer, other: Layer) -> list[Ro
     if not told:
         raise CannotExpand(f"layer {index}: its MLP channels were not compared")
     n, total = len(told[0].parents), told[0].n_parent
-    places = _channel_places(told, n, total, index)
-    take = _spread(places, total)
+    named = _named_channels(told, n)
     takes = []
     for role, projection in mlp_projections(layer.mlp, mlp.expert).items():
-        if projection is not None:
-            takes.append(RoleTake(role, take, n, "weight", mlp.expert, mlp.parent_expert))
-            if role != "down" and projection.bias is not None:
-                takes.append(RoleTake(role, take, n, "bias", mlp.expert, mlp.parent_expert))
+        if projection is None:
+            continue
+        own: Channels | None = getattr(mlp, role)
+        stands = own.parents if own is not None and own.told and len(own.parents) == n else named
+        names = [name if name != NOWHERE else other for name, other in zip(stands, named, strict=True)]
+        take = _spread(_channel_places(names, total, index), total)
+        takes.append(RoleTake(role, take, n, "weight", mlp.expert, mlp.parent_expert))
+        if role != "down" and projection.bias is not None:
+            takes.append(RoleTake(role, take, n, "bias", mlp.expert, mlp.parent_expert))
     return takes
 
 
-def _channel_places(told: Sequence[Channels], n: int, total: int, index: int) -> list[int]:
-    named = [max(channels.parents[place] for channels in told if len(channels.parents) == n) for place in range(n)]
+def _named_channels(told: Sequence[Channels], n: int) -> list[int]:
+    """The parent's channel at each position by the first projection that tells it, ``NOWHERE`` where none does."""
+    lists = [channels.parents for channels in told if len(channels.parents) == n]
+    return [next((names[place] for names in lists if names[place] != NOWHERE), NOWHERE) for place in range(n)]
+
+
+def _channel_places(named: Sequence[int], total: int, index: int) -> list[int]:
+    """One parent channel for each position, no two the same; a channel that matches nothing takes a free one."""
     taken = [name for name in named if name != NOWHERE]
     if len(set(taken)) < len(taken):
         raise CannotExpand(f"layer {index}: some of its channels are the parent's same one")

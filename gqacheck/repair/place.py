@@ -101,7 +101,6 @@ def move_into_place(made: str, out: str) -> None:
     _sync(made)
     try:
         if os.path.isdir(made):
-            os.chmod(made, 0o777 & ~_umask())
             os.rename(made, out)  # replaces an empty folder and nothing else
         else:
             _move_file(made, out)
@@ -142,12 +141,6 @@ def _sync_folder(path: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _reason(error: OSError) -> str:

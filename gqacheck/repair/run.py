@@ -79,6 +79,8 @@ def repair(
         head_dim=head_dim,
         progress=progress,
     )
+    if destination is not None:  # before anything is read: the weights may take minutes
+        check_destination(destination, [given for given in (name, options.base) if given and os.path.exists(given)])
     job = _prepare(name, options, destination, from_base, progress)
     report = _plan_report(job, dry_run=dry_run)
     if not report.refused and report.changes and not dry_run:
@@ -206,7 +208,7 @@ def _plan_report(job: Job, *, dry_run: bool) -> RepairReport:
     changes: tuple[Change, ...] = ()
     if gone or job.plan.layers:
         changes = (
-            *plan_changes(job.plan.layers, job.parent.geometry if job.parent else None),
+            *plan_changes(job.plan.layers),
             *config_changes(job.outlook.edits),
             *finding_changes(gone, as_module=job.as_module),
         )

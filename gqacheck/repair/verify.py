@@ -11,11 +11,13 @@ from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import GqacheckError
 from gqacheck.geometry.facts import Geometry
 from gqacheck.geometry.measure import measure
+from gqacheck.geometry.origins import Lineage
 from gqacheck.repair.apply import apply_plan
 from gqacheck.repair.blocks import Side
 from gqacheck.repair.expand import CannotExpand, expand_plans
 from gqacheck.repair.facts import Reference
 from gqacheck.result import CheckpointReport, ClaimState
+from gqacheck.rules.origins import undecided
 from gqacheck.rules.rule import Severity
 
 if TYPE_CHECKING:
@@ -32,8 +34,12 @@ _ROOM = 1.3
 Progress = Callable[[str, int, int], None]
 
 
-def check_written(report: CheckpointReport, *, pairing: bool) -> tuple[str, ...]:
-    """Why the written checkpoint is not sound, one sentence each; () when it is. ``pairing``: the claim must pass."""
+def check_written(report: CheckpointReport, before: Lineage | None) -> tuple[str, ...]:
+    """Why the written checkpoint is not sound, one sentence each; () when it is.
+
+    before: what was known of the source, None without a parent. The pairing claim must pass, but for layers that could
+    not be told before either (trained too far, another layer's rewritten part): these are as they were.
+    """
     if report.error is not None:
         return (f"what was written could not be checked: {report.error}",)
     wrong = [
@@ -41,11 +47,21 @@ def check_written(report: CheckpointReport, *, pairing: bool) -> tuple[str, ...]
         for finding in report.findings
         if finding.severity is Severity.ERROR
     ]
-    if pairing and not wrong:
+    if before is not None and not wrong:
         claim = next(claim for claim in report.claims if claim.name == "pairing")
-        if claim.state is not ClaimState.PASS:
+        passed = claim.state is ClaimState.PASS
+        if not passed and (claim.state is not ClaimState.NOT_CHECKED or not _was_undecided(report, before)):
             wrong.append(f"the pairing of what was written is {claim.state.value}: {claim.reason}")
     return tuple(wrong)
+
+
+def _was_undecided(report: CheckpointReport, before: Lineage) -> bool:
+    """Whether there are layers that cannot be told, and none of them could be told before."""
+    after = report.lineage
+    if after is None or len(after.layers) != len(before.layers):
+        return False
+    open_now = [place for place, layer in enumerate(after.layers) if undecided(layer)]
+    return bool(open_now) and all(undecided(before.layers[place]) for place in open_now)
 
 
 def compare_with_reference(after: CheckpointReport, work: str, *, progress: Progress | None = None) -> Reference:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gqacheck.geometry.facts import Geometry
 from gqacheck.geometry.origins import NOWHERE
 from gqacheck.repair.config import ConfigEdits
 from gqacheck.repair.facts import Change, LayerPlan, RoleTake
@@ -21,7 +20,7 @@ _BY_WRITING = {
 }
 
 
-def plan_changes(plans: Sequence[LayerPlan], parent: Geometry | None) -> tuple[Change, ...]:
+def plan_changes(plans: Sequence[LayerPlan]) -> tuple[Change, ...]:
     """One sentence per kind of change to tensors, with the layers it is made in."""
     found: dict[str, list[int]] = {}
     for plan in plans:

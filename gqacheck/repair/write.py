@@ -24,13 +24,14 @@ WORK_NAME = "out"
 """What is written is called so until it is moved to its place."""
 _CHUNK = 1 << 24
 _MAX_COPIED = 256 << 20
-_COPIED = frozenset(
-    (
-        "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
-        "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer_config.json",
-        "LICENSE", "LICENSE.txt", "NOTICE", "README.md", "USE_POLICY.md",
-    )
-) | TOKENIZER_FILES  # fmt: skip
+_BESIDE_A_FILE = TOKENIZER_FILES | {
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
+    "special_tokens_map.json", "tokenizer_config.json",
+}  # fmt: skip
+_COPIED = _BESIDE_A_FILE | {
+    "preprocessor_config.json", "processor_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "README.md",
+    "USE_POLICY.md",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +106,12 @@ def _write_module(
     if not as_file:
         name = "pytorch_model.bin" if os.path.isdir(source.path) else os.path.basename(source.path)
         path = os.path.join(target, name)
-        notes += _copy_beside(source, target, (name, "config.json")) if os.path.isdir(source.path) else ()
-        notes += _save_sentencepiece(source, target)
+        notes += _copy_beside(source, target, (name, "config.json"))
+        if os.path.isdir(source.path) and os.path.isfile(os.path.join(source.root, "config.json")):
+            _write_json(os.path.join(target, "config.json"), json.loads(model.config.to_json_string(use_diff=False)))
     with told_when_full(target), open(path, "xb") as stream:
         torch.save(content, stream)
     return Written(target, target, notes=tuple(notes))
-
-
-def _save_sentencepiece(source: Checkpoint, target: str) -> list[str]:
-    """Writes a pickled sentencepiece model as the file that it was; it cannot be pickled again without its class."""
-    info = source.tokenizer
-    if info is None or info.kind != "sentencepiece" or info.encoding == "utf-8":
-        return []
-    path = os.path.join(target, "tokenizer.model")
-    if os.path.lexists(path) or info.nbytes > _MAX_COPIED:
-        return []
-    with Source.open(info.file) as stream, open(path, "xb") as out:
-        data = stream.read(info.offset, info.nbytes)
-        out.write(data if info.encoding == "bytes" else data.decode("utf-8").encode("latin-1"))
-    return ["the sentencepiece tokenizer lies beside the model as tokenizer.model"]
 
 
 def _write_folder(
@@ -166,8 +154,10 @@ def _write_state_dict(
         # a lone file has no place for it, but the check needs it
         config = os.path.join(os.path.dirname(target) if as_file else target, "config.json")
         _write_config(config, edits, source)
-        if as_file and edits.sentences:
-            notes.append("the config beside the file is not touched and has to change too; -o FOLDER writes both")
+    if not as_file:
+        notes += _copy_beside(source, target, (os.path.basename(path), "config.json"))
+    elif edits is not None and edits.sentences:
+        notes.append("the config beside the file is not touched and has to change too; -o FOLDER writes both")
     return Written(target, path, config, tuple(notes))
 
 
@@ -228,6 +218,9 @@ def _write_json(path: str, values: Mapping[str, Any]) -> None:
 
 def _copy_beside(source: Checkpoint, target: str, written: Sequence[str]) -> list[str]:
     """Copies tokenizer and the like; sentences on what was left behind."""
+    whole = os.path.isdir(source.path)  # a single file: only the tokenizer beside it is its own
+    if not whole and (source.tokenizer is None or source.tokenizer.kind != "folder"):
+        return []
     listing: Listing = list_folder(source.root)
     code = source.own_code or bool(source.config and source.config.values.get("auto_map"))
     left = []
@@ -235,13 +228,13 @@ def _copy_beside(source: Checkpoint, target: str, written: Sequence[str]) -> lis
         if name in written or os.path.lexists(os.path.join(target, name)):
             continue
         path = os.path.join(source.root, name)
-        wanted = name in _COPIED or (code and name.endswith(".py"))
+        wanted = name in (_COPIED if whole else _BESIDE_A_FILE) or (whole and code and name.endswith(".py"))
         if wanted and os.path.isfile(path) and os.path.getsize(path) <= _MAX_COPIED:
             _copy(path, os.path.join(target, name))
         elif not name.endswith(".index.json"):
             left.append(name)
     left += listing.folders
-    return [f"not copied from the folder: {printable_list(left)}"] if left else []
+    return [f"not copied from the folder: {printable_list(left)}"] if left and whole else []
 
 
 def _copy(path: str, to: str) -> None:

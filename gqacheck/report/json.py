@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gqacheck.geometry.facts import Counterfactual, Geometry, Layer, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.geometry.origins import PairingFit
 from gqacheck.report.lineage_json import lineage_data
 from gqacheck.report.words import layers_words
 from gqacheck.result import CheckpointReport, Report
@@ -61,6 +62,7 @@ def _checkpoint(report: CheckpointReport) -> dict[str, Any]:
         "skipped": [_skipped(skip) for skip in report.skipped],
         "metrics": _metrics(report.runtime),
         "lineage": None if report.lineage is None else lineage_data(report.lineage),
+        "pairing_fit": None if report.pairing_fit is None else _pairing_fit(report.pairing_fit),
         "runtime": None if report.runtime is None else _runtime(report.runtime),
         "error": report.error,
         "notes": list(report.notes),
@@ -200,6 +202,30 @@ def _segment(segment: SegmentLoss) -> dict[str, Any]:
         **_number("unigram_nll", segment.unigram_nll),
         **_number("uniform_nll", segment.uniform_nll),
         "windows": len(segment.window_nlls),
+    }
+
+
+def _pairing_fit(fit: PairingFit) -> dict[str, Any]:
+    return {
+        "verdict": fit.verdict,
+        "reason": fit.reason,
+        "needed_fit": round(fit.needed_fit, 3),
+        "judged": fit.judged,
+        "at_home": fit.at_home,
+        "strays": [
+            {
+                "layer": stray.layer,
+                "query_head": stray.query_head,
+                "reads": stray.reads,
+                "found": stray.found,
+                "fit_read": round(stray.fit_read, 3),
+                "fit_found": round(stray.fit_found, 3),
+            }
+            for stray in fit.strays
+        ],
+        "layers": list(fit.layers),
+        "left_out": list(fit.left_out),
+        "bytes_read": fit.bytes_read,
     }
 
 

@@ -261,7 +261,7 @@ def _skips(report: CheckpointReport) -> list[str]:
 
 
 def _said_by_claim(skip: Skipped, claims: Sequence[ClaimResult]) -> bool:
-    if skip.code.startswith("GQA7"):
+    if skip.code.startswith("GQA7") or (skip.code == "GQA504" and skip.needs in ("values", "no-base")):
         return True
     unchecked = [c for c in claims if c.name == "pairing" and c.state is not ClaimState.PASS]
     return (
@@ -309,6 +309,9 @@ def _last_line(report: CheckpointReport) -> Line:
     if report.lineage and report.lineage.bytes_read:
         lineage = report.lineage
         parts.append(f"compared {bytes_words(lineage.bytes_read)} of weights in {seconds_words(lineage.seconds)}")
+    if report.pairing_fit and report.pairing_fit.bytes_read:
+        fit = report.pairing_fit
+        parts.append(f"looked at {bytes_words(fit.bytes_read)} of weights in {seconds_words(fit.seconds)}")
     if report.runtime:
         runtime = report.runtime
         parts.append(f"ran {seconds_words(runtime.seconds)} on {runtime.device} in {runtime.dtype}")

@@ -10,6 +10,7 @@ from gqacheck.rules.model import MODEL_RULES
 from gqacheck.rules.modules import MODULE_RULES
 from gqacheck.rules.rule import Rule
 from gqacheck.rules.runtime import RUNTIME_RULES
+from gqacheck.rules.suspect import VALUE_RULES
 
 RULES: tuple[Rule, ...] = (
     *FILE_RULES,
@@ -17,6 +18,7 @@ RULES: tuple[Rule, ...] = (
     *MODULE_RULES,
     *MLP_RULES,
     *MODEL_RULES,
+    *VALUE_RULES,
     *LINEAGE_RULES,
     *RUNTIME_RULES,
 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gqacheck.runtime.corpus import Corpus
     from gqacheck.runtime.kept import Kept
 
+CHANGED = "not every weight is the parent's bit by bit, and what was trained or rewritten may be the reason"
 Progress = Callable[[str, int, int], None]
 
 
@@ -121,9 +122,10 @@ def _one(runs: Runs, kept: Kept, pairing_broken: bool) -> Counterfactual | str:
     if verdict is None:
         return undecided(runs)
     base, masked, mine = (value_of(run) for run in (runs.base, runs.masked, runs.child))
-    if verdict == "loader" and kept.lacking:
+    if verdict == "loader" and (kept.lacking or not runs.exact):
         numbers = f"{perplexity_text(base)} base, {perplexity_text(masked)} with what could be masked"
-        return f"{numbers}, {perplexity_text(mine)} this file; no verdict, for {'; '.join(kept.notes)}"
+        reasons = kept.notes if kept.lacking else (CHANGED,)
+        return f"{numbers}, {perplexity_text(mine)} this file; no verdict, for {'; '.join(reasons)}"
     return Counterfactual(
         corpus=runs.child.corpus,
         protocol=runs.child.protocol,

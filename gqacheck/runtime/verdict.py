@@ -22,9 +22,9 @@ ALIKE = math.log(1.1)
 light fine-tuning move a perplexity by a few per cent. With a pairing known to be broken, more than this is its cost."""
 
 HURT = math.log(1.5)
-"""Nats from which a model counts as hurt, the first line of the base-relative judgement. Without a broken pairing the
-child must miss the masked parent by this much before its shapes, attributes or loader are blamed: a child that was
-trained further on other text may well be a quarter worse on this one."""
+"""Nats from which a model counts as hurt, the first line of the base-relative judgement. A paired child whose weights
+are not all the parent's bit by bit must miss the masked parent by this much before it counts as unexplained: one that
+was trained further on other text may well be a quarter worse on this one."""
 
 SHARE = 0.5
 """The rest of the damage is named when it is at least this share of the whole: putting it right then helps most."""
@@ -165,8 +165,6 @@ def remarks(runs: Runs, verdict: Verdict, *, pairing_broken: bool) -> list[str]:
     if pairing_broken and verdict in ("over-pruned", "fine"):
         costs = "besides" if verdict == "over-pruned" else "all the same, and costs little on this text"
         said.append(f"the pairing is broken {costs}")
-    if verdict == "loader" and not runs.exact:
-        said.append("not every weight is the parent's bit by bit, so it may also have been trained on something else")
     if runs.left_out:
         judged = printable_list((segment.name for segment in runs.base.segments), limit=40)
         others = printable_list(runs.left_out, limit=40)

@@ -211,6 +211,24 @@ def test_rewritten_o_of_a_repaired_layer_comes_from_the_parent_and_is_said(tmp_p
     assert same(read_folder(report.out or ""), correct) == []
 
 
+def test_rewritten_o_of_a_sound_layer_stays_as_it_is(tmp_path: Path) -> None:
+    parent = parent_tensors(12, 3, LAYERS)
+    right = Cut([0, 2], [0, 1, 2, 3, 8, 9, 10, 11], range(WIDTH))
+    wrong = Cut(right.kv, right.q, right.channels, {"q": range(8), "o": range(8)})
+    child = cut_tensors(parent, {0: right, 1: wrong}, right=False)
+    rewritten = "model.layers.0.self_attn.o_proj.weight"
+    child[rewritten] = torch.randn(child[rewritten].shape, generator=torch.Generator().manual_seed(3)) * 0.3
+    base = write_folder(tmp_path / "parent", parent, config("llama", 12, 3, LAYERS))
+    path = write_folder(tmp_path / "child", child, config("mistral", 8, 2, LAYERS, sliding_window=None))
+    report = repair(path, base=base, out=tmp_path / "fixed")
+    assert report.refused == ()
+    assert [plan.index for plan in report.plans] == [1]
+    assert report.reference is not None
+    assert (report.reference.equal, report.reference.expanded) == (True, True)
+    correct = cut_tensors(parent, {0: right, 1: right}) | {rewritten: child[rewritten]}
+    assert same(read_folder(report.out or ""), correct) == []
+
+
 def test_child_with_fewer_hidden_columns_gets_the_parents_blocks_cut_alike(tmp_path: Path) -> None:
     parent = parent_tensors(12, 3, LAYERS)
     kept = list(range(0, HIDDEN, 3))
@@ -228,6 +246,25 @@ def test_child_with_fewer_hidden_columns_gets_the_parents_blocks_cut_alike(tmp_p
     report = repair(write_folder(tmp_path / "child", child, values), base=base, out=tmp_path / "fixed")
     assert report.refused == ()
     assert same(read_folder(report.out or ""), narrow(cut_tensors(parent, {0: cut, 1: cut}))) == []
+
+
+def test_layers_are_repaired_from_the_parent_layer_that_they_came_from(tmp_path: Path) -> None:
+    """The parent's second layer was dropped, and the heads of what is left were truncated."""
+    parent = parent_tensors(12, 3, 3)
+    cut = Cut([0, 2], [0, 1, 2, 3, 8, 9, 10, 11], range(WIDTH), {"q": range(8), "o": range(8)})
+
+    def without_layer_1(tensors: Tensors) -> Tensors:
+        return {n.replace("layers.2.", "layers.1."): t for n, t in tensors.items() if "layers.1." not in n}
+
+    base = write_folder(tmp_path / "parent", parent, config("llama", 12, 3, 3))
+    child = without_layer_1(cut_tensors(parent, {0: cut, 2: cut}, right=False))
+    path = write_folder(tmp_path / "child", child, config("mistral", 8, 2, 2, sliding_window=None))
+    report = repair(path, base=base, out=tmp_path / "fixed")
+    assert report.refused == ()
+    assert [(plan.index, plan.parent) for plan in report.plans] == [(0, 0), (1, 2)]
+    assert report.reference is not None
+    assert report.reference.equal
+    assert same(read_folder(report.out or ""), without_layer_1(cut_tensors(parent, {0: cut, 2: cut}))) == []
 
 
 def test_most_important_query_heads_fill_a_group_that_lost_its_own(tmp_path: Path) -> None:

@@ -113,6 +113,22 @@ def logits_differ(one: Any, other: Any) -> bool:
     return bool((logits_of(one, ids) - logits_of(other, ids)).abs().max() > 0.01)
 
 
+def test_trained_family_whose_reference_is_not_known_is_written_and_it_is_said(tmp_path: Path) -> None:
+    """OLMo-2 normalises over all heads: spread out into the parent's shape it would count what is not there."""
+    parent = tiny_model("olmo2")
+    wrong = cut(parent, WRONG)
+    with torch.no_grad():
+        for parameter in wrong.parameters():
+            parameter.add_(0.01 * parameter.std() * torch.randn_like(parameter))
+    report = repair(
+        save(wrong, tmp_path / "broken"), base=save(parent, tmp_path / "parent"), out=tmp_path / "fixed.bin"
+    )
+    assert report.refused == (), report.refused
+    assert report.reference is not None
+    assert not report.reference.ran
+    assert "norms over all heads" in report.reference.reason
+
+
 def test_norms_that_are_stored_one_by_one_are_refused_in_a_sentence(tmp_path: Path) -> None:
     parent = tiny_model(STORED_APART)
     base = save(parent, tmp_path / "parent")

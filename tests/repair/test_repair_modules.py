@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickletools
 import zipfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import logits_of, tiny_ids, tiny_model
+from tiny_models import logits_of, tiny_ids, tiny_model, tiny_tokenizer
 from tiny_surgery import GROUP, cut_heads
 
 from gqacheck.repair import repair
@@ -32,13 +33,13 @@ def test_old_pickle_is_built_anew_and_computes_what_its_own_version_did(path: Pa
     assert torch.equal(logits, known["logits_eager"].float())
 
 
-def test_sentencepiece_tokenizer_of_an_old_pickle_is_written_beside_the_model(tmp_path: Path) -> None:
+def test_tokenizer_that_cannot_be_pickled_again_is_said_and_not_replaced_by_another(tmp_path: Path) -> None:
     path = next(path for path in OLD if "legacy" in path.stem)
     report = repair(path, out=tmp_path / "fixed")
-    assert any("tokenizer.model" in sentence for sentence in report.left_alone)
-    _, before = load_model(path)
-    _, after = load_model(report.out or "")
-    assert before.encode("The model") == after.encode("The model")
+    assert any("tokenizer is not pickled" in sentence for sentence in report.left_alone)
+    assert any("zip format" in sentence for sentence in report.left_alone)
+    assert [file.name for file in (tmp_path / "fixed").iterdir()] == [path.name]
+    assert set(torch.load(tmp_path / "fixed" / path.name, weights_only=False)) == {"model"}
 
 
 def test_class_that_reads_its_config_is_pickled_without_a_class_of_ours(tmp_path: Path) -> None:
@@ -72,6 +73,24 @@ def test_module_keeps_the_key_it_was_saved_under(around: str | None, tmp_path: P
     assert report.refused == ()
     loaded = torch.load(report.out or "", weights_only=False)
     assert (loaded[around] if around else loaded).model.layers[1].mlp.up_proj.out_features == 112
+
+
+def test_module_in_a_folder_keeps_its_tokenizer_files_and_gets_a_config_in_step(tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    for layer in model.model.layers:
+        cut_heads(layer.self_attn, [head * GROUP + member for head in (0, 2) for member in range(GROUP)], (0, 2))
+    folder = tmp_path / "child"
+    model.config.save_pretrained(folder)  # says 12:3
+    tiny_tokenizer().save_pretrained(folder)
+    torch.save(model, folder / "pytorch_model.bin")
+    (folder / "notes.txt").write_text("mine")
+    report = repair(folder, out=tmp_path / "fixed")
+    assert report.refused == ()
+    names = {path.name for path in (tmp_path / "fixed").iterdir()}
+    assert names == {path.name for path in folder.iterdir()} - {"notes.txt"}
+    assert any("notes.txt" in sentence for sentence in report.left_alone)
+    values = json.loads((tmp_path / "fixed" / "config.json").read_text())
+    assert (values["num_attention_heads"], values["num_key_value_heads"]) == (8, 2)
 
 
 def test_settings_of_generation_are_carried_over(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_destination_that_is_taken_or_is_a_source_is_refused(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("which", ["child", "parent", "child/model.safetensors"])
+def test_destination_that_is_a_source_itself_is_named_as_such(
+    which: str, tmp_path: Path, base: Path, broken: Path
+) -> None:
+    source = broken / "model.safetensors" if which.endswith("safetensors") else broken
+    with pytest.raises(UsageError, match="is the checkpoint itself or its parent"):
+        repair(source, base=base, out=tmp_path / which)
+
+
 def test_destination_that_is_a_link_to_the_source_is_refused(tmp_path: Path, base: Path, broken: Path) -> None:
     (tmp_path / "alias").symlink_to(broken)
     with pytest.raises(UsageError, match="-o"):
@@ -179,6 +188,7 @@ def test_quantised_checkpoint_is_refused(tmp_path: Path, base: Path, broken: Pat
         del packed[f"{stem}.weight"]
     write_folder(tmp_path / "packed", packed, values)
     assert "packed" in refused(tmp_path, tmp_path / "packed", base=base, out=tmp_path / "fixed")
+    assert "packed" in refused(tmp_path, tmp_path / "packed", out=tmp_path / "fixed")
     assert "packed" in refused(tmp_path, broken, base=tmp_path / "packed", out=tmp_path / "fixed")
 
 
@@ -265,9 +275,9 @@ def test_wrong_result_is_never_given_its_name(
     tmp_path: Path, base: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The logits are the last guard: a repair that takes the wrong rows does not get past them."""
-    from gqacheck.repair import run
+    from gqacheck.repair import carry
 
-    real = run.apply_plan
+    real = carry.apply_plan
 
     def spoilt(*arguments: Any, **options: Any) -> Any:
         made = real(*arguments, **options)
@@ -278,7 +288,7 @@ def test_wrong_result_is_never_given_its_name(
             stream.write(bytes(64))
         return made
 
-    monkeypatch.setattr(run, "apply_plan", spoilt)
+    monkeypatch.setattr(carry, "apply_plan", spoilt)
     before = snapshot(tmp_path)
     report = repair(broken, base=base, out=tmp_path / "fixed")
     assert report.exit_code == 3
@@ -289,19 +299,24 @@ def test_wrong_result_is_never_given_its_name(
 # ---- containers
 
 
-def test_sharded_folder_stays_sharded(tmp_path: Path, base: Path, broken: Path) -> None:
+@pytest.mark.parametrize("indexed", [True, False])
+def test_sharded_folder_stays_sharded_and_gets_its_index_back(
+    indexed: bool, tmp_path: Path, base: Path, broken: Path
+) -> None:
     whole = read_folder(broken)
     names = sorted(whole)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, part in parts.items():
         save_file({n: whole[n] for n in part}, broken / file, metadata={"format": "pt"})
     weight_map = {name: file for file, part in parts.items() for name in part}
-    (broken / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    index = {"metadata": {}, "weight_map": weight_map}
+    if indexed:
+        (broken / "model.safetensors.index.json").write_text(json.dumps(index))
     (broken / "model.safetensors").unlink()
     report = repair(broken, base=base, out=tmp_path / "fixed")
     assert report.refused == ()
     out = tmp_path / "fixed"
-    assert {path.name for path in out.iterdir()} == {path.name for path in broken.iterdir()}
+    assert {path.name for path in out.iterdir()} == {*parts, "config.json", "model.safetensors.index.json"}
     assert json.loads((out / "model.safetensors.index.json").read_text())["weight_map"] == weight_map
 
 
@@ -311,11 +326,14 @@ def test_state_dict_stays_a_state_dict(under: str | None, out: str, tmp_path: Pa
     tensors = read_folder(broken)
     (broken / "model.safetensors").unlink()
     torch.save({under: tensors} if under else tensors, broken / "weights.bin")
+    (broken / "tokenizer.json").write_text("{}")
+    (broken / "README.md").write_text("of the folder, not of the file")
     report = repair(broken / "weights.bin", base=base, out=tmp_path / out)
     assert report.refused == ()
     path = tmp_path / out
     path = path / "weights.bin" if path.is_dir() else path
-    assert (tmp_path / "fixed" / "config.json").exists() == (out == "fixed")
+    if path.parent == tmp_path / "fixed":
+        assert {file.name for file in path.parent.iterdir()} == {"weights.bin", "config.json", "tokenizer.json"}
     right = Cut([0, 2], RIGHT, range(WIDTH))
     correct = cut_tensors(parent_tensors(12, 3, LAYERS), {0: right, 1: right})
     if out.endswith(".safetensors"):

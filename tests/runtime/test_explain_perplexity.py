@@ -16,7 +16,7 @@ from tiny_surgery import cut_layers
 from fixtures.zoo import ZOO, build_case
 from fixtures.zoo.case import LLAMA, Case
 from fixtures.zoo.containers import llm_pruner
-from fixtures.zoo.cuts import layers
+from fixtures.zoo.cuts import groups, layers
 from gqacheck.errors import UsageError
 from gqacheck.formats import open_checkpoint
 from gqacheck.geometry.facts import Subject
@@ -144,6 +144,22 @@ def test_reordered_layers_are_never_called_a_loader_error(zoo_case):
     assert " base, " in note
 
 
+def shaken(model):
+    """Cut by groups, then every weight changed: a stand-in for training on something else altogether."""
+    groups((0, 2, 3, 4, 6, 7), range(1, 5))(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.7 * parameter.data.std() * noise
+
+
+def test_child_whose_weights_were_changed_is_never_called_a_loader_error(zoo_case):
+    found, (note,), _ = zoo_case(Case("shaken", "", LLAMA, shaken, llm_pruner()))
+    assert found == ()
+    assert "no verdict, for not every weight is the parent's bit by bit" in note
+
+
 @pytest.fixture
 def tiny_pair(tmp_path):
     """A tiny parent and its cut child, of random weights: nothing about them is better than guessing."""
@@ -228,8 +244,16 @@ def test_forward_of_the_parent_that_raises_is_a_note(tiny_pair, text, monkeypatc
     assert "its forward pass raises RuntimeError: mat1 and mat2 shapes cannot be multiplied" in note
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no"), FileNotFoundError(2, "gone", "x.bin")])
-def test_parent_that_does_not_fit_or_vanishes_is_a_note(error, tiny_pair, text, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "it needs more memory than this machine has"),
+        (torch.OutOfMemoryError("no"), "cpu has not enough memory: try --batch-size 1 or --device cpu"),
+        (FileNotFoundError(2, "gone", "x.bin"), "x.bin: gone"),
+        (RecursionError(), "its forward pass raises RecursionError"),
+    ],
+)
+def test_parent_that_does_not_fit_or_vanishes_is_a_note(error, says, tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
     facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
 
@@ -240,7 +264,7 @@ def test_parent_that_does_not_fit_or_vanishes_is_a_note(error, tiny_pair, text, 
     monkeypatch.setattr(rebuild, "rebuild", fail)
     found, (note,), _ = explained(child, parent, corpora=(text,), facts=facts, lineage=lineage)
     assert found == ()
-    assert note.startswith("the parent could not be run beside this file: ")
+    assert note.startswith(f"the parent could not be run beside this file: {says}")
 
 
 def test_text_that_changed_since_is_a_note(tiny_pair, text):

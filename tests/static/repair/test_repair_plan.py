@@ -76,6 +76,11 @@ def test_v_follows_the_k_that_q_and_o_agree_with() -> None:
     assert [take.role for take in planned.changed] == ["v"]
 
 
+def test_query_heads_in_an_order_of_their_own_stay_where_they_are() -> None:
+    planned = only(plan(layer_origin([3, 2, 0, 1, 9, 8, 11, 10], [0, 2], [0, 1])))
+    assert [take.role for take in planned.changed] == ["v"]
+
+
 def test_k_follows_where_v_q_and_o_agree_against_it() -> None:
     planned = only(plan(layer_origin([0, 1, 2, 3, 8, 9, 10, 11], [0, 1], [0, 2])))
     assert list(take_of(planned, "k").take.parent) == [0, 2]
@@ -255,6 +260,21 @@ def test_rewritten_down_comes_from_the_parent_where_gate_or_up_change_and_stays_
     assert mlp_plan(KEPT, KEPT, [NOWHERE] * 6, down_state="rewritten") == RepairPlan()
     planned = only(mlp_plan(KEPT, FIRST, [NOWHERE] * 6, down_state="rewritten"))
     assert (take_of(planned, "down").take.replaced, take_of(planned, "down").whole) == (6, "it is rewritten")
+
+
+def test_rewritten_down_stays_where_only_a_bias_was_out_of_step() -> None:
+    sizes = {
+        "gate": projection("gate", 6, 96, 6),
+        "up": projection("up", 6, 96),
+        "down": projection("down", 96, 6),
+    }
+    wrong = VectorOrigin("gate", "bias", "exact", wrong=(0, 1), found=(0, 1), positions=6)
+    origin = layer_origin(
+        [0, 1, 2, 3], [0], gate=KEPT, up=KEPT, down=[NOWHERE] * 6, down_state="rewritten", vectors=[wrong]
+    )
+    parent = layer(12, 3, gate=projection("gate", 40, 96, 40))
+    planned = only(plan(origin, child=layer(4, 1, **sizes), parent=parent))
+    assert [(take.role, take.kind) for take in planned.changed] == [("gate", "bias")]
 
 
 def test_channel_that_matches_nothing_anywhere_stays_where_it_is() -> None:

@@ -54,16 +54,16 @@ def test_writing_without_torch_names_the_extra_and_leaves_nothing(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["stale.bin"]
 
 
-def truncated(tmp_path: Path) -> tuple[Path, Path]:
+def truncated(tmp_path: Path, *layers: int) -> tuple[Path, Path]:
     """(parent, child whose q_proj was cut to its first heads)."""
     parent, child = parent_sketch(), parent_sketch()
-    for index in range(2):
+    for index in layers:
         take_heads(child, index, q=FIRST_EIGHT, kv=(0, 2))
     return parent.write_folder(tmp_path / "parent"), child.write_module(tmp_path / "child.bin")
 
 
 def test_plan_with_a_parent_needs_no_torch_where_there_is_no_choice(tmp_path: Path) -> None:
-    base, child = truncated(tmp_path)
+    base, child = truncated(tmp_path, 0, 1)
     report = repair(child, base=base, dry_run=True)
     assert [plan.index for plan in report.plans] == [0, 1]
     said = text_of(report)
@@ -71,15 +71,22 @@ def test_plan_with_a_parent_needs_no_torch_where_there_is_no_choice(tmp_path: Pa
     assert "2 layers touched" in said
 
 
+def test_choice_between_query_heads_needs_their_weights_and_names_the_extra(tmp_path: Path) -> None:
+    child = parent_sketch()
+    take_heads(child, 1, q=(0, 1, 2, 4, 8, 9), kv=(0, 1, 2))  # 2:1, and the second group has one head of its own
+    base = parent_sketch().write_folder(tmp_path / "parent")
+    with pytest.raises(MissingDependency, match="choosing between query heads"):
+        repair(child.write_module(tmp_path / "child.bin"), base=base, dry_run=True)
+
+
 def test_nothing_to_mend_never_reads_as_all_is_well(tmp_path: Path) -> None:
-    base, child = truncated(tmp_path)
+    base, child = truncated(tmp_path, 1)
     said = text_of(repair(child, dry_run=True))
     assert "nothing to mend" in said
     assert "pairing NOT CHECKED" in said
     assert "--base" in said
     right = parent_sketch()
-    for index in range(2):
-        take_heads(right, index, q=RIGHT, kv=(0, 2))
+    take_heads(right, 1, q=RIGHT, kv=(0, 2))
     said = text_of(repair(right.write_module(tmp_path / "right.bin"), base=base, dry_run=True))
     assert "nothing to mend" in said
     assert "NOT CHECKED" not in said

@@ -13,6 +13,7 @@ STATIC_CODES = (
     *(f"GQA{n:03}" for n in range(10, 16)),
     *(f"GQA{n}" for n in (*range(101, 112), *range(201, 208), *range(301, 306), *range(401, 415))),
 )
+VALUE_CODES = ("GQA504",)
 PAIRING_CODES = tuple(f"GQA{n}" for n in range(601, 609))
 RUNTIME_CODES = ("GQA701", "GQA702", "GQA703")
 
@@ -28,7 +29,7 @@ def fixtures(table: str) -> dict[str, int]:
 
 
 def test_rules_are_those_of_the_contract_in_order_of_code():
-    assert tuple(rule.code for rule in RULES) == STATIC_CODES + PAIRING_CODES + RUNTIME_CODES
+    assert tuple(rule.code for rule in RULES) == STATIC_CODES + VALUE_CODES + PAIRING_CODES + RUNTIME_CODES
 
 
 def test_rule_slugs_are_unique():

@@ -200,7 +200,8 @@ def test_remarks_say_that_a_broken_pairing_stays_broken(parent: Subject) -> None
     assert "the pairing is broken" in remarks(runs, "fine", pairing_broken=True)[0]
     assert remarks(runs, "fine", pairing_broken=False) == []
     assert remarks(runs, "pairing", pairing_broken=True) == []
-    assert "trained on something else" in remarks(runs, "loader", pairing_broken=False)[0]
+    assert remarks(runs, "loader", pairing_broken=False) == []
+    assert "besides" in remarks(runs, "over-pruned", pairing_broken=True)[0]
 
 
 def test_lineage_is_exact_only_when_every_projection_is() -> None:
