@@ -85,7 +85,7 @@ def _measure(name: str) -> list[Row]:
 
         add("base", parent)
         truncated = cut("truncated", first)
-        add("truncated: six of eight KV heads by importance, the first query heads", truncated)
+        add("truncated: KV heads by importance, the first query heads", truncated)
         topk = cut("topk", blind)
         add("group-blind top-k: query heads by importance, whatever their group", topk)
         for told, broken in (("truncated", truncated), ("top-k", topk)):

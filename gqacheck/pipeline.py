@@ -311,7 +311,8 @@ def _judge(
 ) -> CheckpointReport:
     """The report on what was read; its ``seconds`` are those of the static check, a run counts its own."""
     parent = None
-    if base is not None and base.checkpoint is not None and base.geometry is not None:
+    stranger = lineage is not None and lineage.stranger
+    if base is not None and base.checkpoint is not None and base.geometry is not None and not stranger:
         parent = Subject(base.checkpoint, base.geometry)
     subject = Subject(checkpoint, geometry, base=parent, expect=options.expect, lineage=lineage, pairing_fit=fit)
     static = [rule for rule in rules if rule.claim != "runtime"]

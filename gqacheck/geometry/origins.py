@@ -104,14 +104,15 @@ class MlpOrigin:
 class VectorOrigin:
     """A vector that goes with the lines of a projection: a bias, an all-heads norm, sinks.
 
-    role: of the projection it goes with (``q k v gate up``; sinks go with ``q``). kind: ``bias``, ``norm``, ``sinks``.
+    role: of the projection it goes with (``q k v gate up``; sinks go with ``q``). kind: ``bias``, ``norm``, ``sinks``;
+        ``router`` for the rows of a router, one per expert (role ``router``).
     wrong: positions (heads; channels of an MLP) whose values are not those that belong to the origin of the weight
     there, and are those of another parent position; ``found`` names that one for each of ``wrong``.
     state ``rewritten``: the values are not the parent's anywhere (fine-tuned, compensation).
     """
 
     role: str
-    kind: Literal["bias", "norm", "sinks"]
+    kind: Literal["bias", "norm", "sinks", "router"]
     state: State
     tensor: str = ""
     wrong: tuple[int, ...] = ()
@@ -132,6 +133,24 @@ class Misread:
     head: int
     own: int
     reads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """Rows of one projection that are, bit by bit, the parent's of another projection or of another layer.
+
+    role: the projection they stand in; found: the one they are of, in the parent's ``layer``. rows: how many, of
+    ``total``; the row ``first`` is the parent's row ``parent_row``. tensor: the child's stored name.
+    """
+
+    role: str
+    found: str
+    layer: int
+    rows: int
+    total: int
+    first: int
+    parent_row: int
+    tensor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +177,7 @@ class LayerOrigin:
     vectors: tuple[VectorOrigin, ...] = ()
     cause: str = ""
     not_compared: tuple[str, ...] = ()
+    misplaced: tuple[Misplaced, ...] = ()
 
     @property
     def parent_group(self) -> int | None:
@@ -222,6 +242,7 @@ class Lineage:
 
     method: ``exact`` when everything was told bit by bit, ``similarity`` when cosines had to decide somewhere.
     kept_hidden: for a child whose hidden size was cut, the parent's residual columns that it kept, else None.
+    stranger: whether --base is no parent of the checkpoint, so that nothing else may be compared with it either.
     fine_tuned: share of the compared blocks and channels that are the parent's but not bit-identical (0 to 1).
     notes: sentences for the reader (what was left alone, what was matched by similarity).
     bytes_read: of both checkpoints' weights; seconds: wall-clock time.
@@ -232,6 +253,7 @@ class Lineage:
     layers: tuple[LayerOrigin, ...] = ()
     n_parent_layers: int = 0
     method: Literal["exact", "similarity"] = "exact"
+    stranger: bool = False
     kept_hidden: Sequence[int] | None = None
     fine_tuned: float = 0.0
     notes: tuple[str, ...] = ()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Attention, Layer
 from gqacheck.geometry.origins import Heads, Origin
-from gqacheck.lineage.exact import BLANK, Candidates, find_blocks
+from gqacheck.lineage.doubts import doubted
+from gqacheck.lineage.exact import ZERO, Candidates, find_blocks, tells
 from gqacheck.lineage.matrix import Matrix, attention_matrices
 from gqacheck.lineage.pair import Pair
 
@@ -93,8 +94,7 @@ def _elements_differ(pair: Pair, ours: Matrix, theirs: Matrix) -> bool:
 def _trace(pair: Pair, role: _Role, before: dict[str, Heads]) -> Heads:
     lines = pair.lines(role.ours, role.theirs, turned=role.name == "o")
     origins = find_blocks(lines, role.width)
-    if role.n_child == role.n_parent:
-        origins = [_or_masked(origin, lines, position, role.width) for position, origin in enumerate(origins)]
+    origins = [_or_masked(origin, lines, position, role) for position, origin in enumerate(origins)]
     heads = Heads(role.name, "exact", role.n_parent, tuple(origins), role.tensor)
     if all(origin.how == "exact" for origin in origins):
         return heads
@@ -107,17 +107,23 @@ def _trace(pair: Pair, role: _Role, before: dict[str, Heads]) -> Heads:
             return replace(heads, state="not-compared", origins=(), reason=reason)
         pair.notes["some heads are not the parent's bit by bit; pip install 'gqacheck[lineage]' compares them"] = None
         return heads
-    return _similar(pair, role, heads, before)
+    partly = [
+        any(line and tells(line) for line in lines[start : start + role.width])
+        for start in range(0, len(lines), role.width)
+    ]
+    return _similar(pair, role, heads, before, partly)
 
 
-def _or_masked(origin: Origin, lines: Sequence[Candidates], position: int, width: int) -> Origin:
-    """A head of zeros reads nothing and adds nothing: it counts as the parent's of that place."""
-    blank = all(line == BLANK for line in lines[position * width : (position + 1) * width])
-    return Origin("exact", (position,)) if blank and origin.how == "unmatched" else origin
+def _or_masked(origin: Origin, lines: Sequence[Candidates], position: int, role: _Role) -> Origin:
+    """A head of zeros reads nothing and adds nothing: it may be any of the parent's, the one of its place first."""
+    block = lines[position * role.width : (position + 1) * role.width]
+    if origin.how != "unmatched" or any(line != ZERO for line in block):
+        return origin
+    return Origin("exact", tuple(sorted(range(role.n_parent), key=lambda head: (head != position, head))))
 
 
-def _similar(pair: Pair, role: _Role, exact: Heads, before: dict[str, Heads]) -> Heads:
-    """The same with the unmatched blocks told by cosine similarity."""
+def _similar(pair: Pair, role: _Role, exact: Heads, before: dict[str, Heads], partly: Sequence[bool]) -> Heads:
+    """The same with the unmatched blocks told by cosine similarity; ``partly``: which have lines that are exact."""
     from gqacheck.lineage.arrays import COLUMN_ELEMENTS, ROW_ELEMENTS, both
     from gqacheck.lineage.similar import decide_projection, match_blocks
 
@@ -128,11 +134,12 @@ def _similar(pair: Pair, role: _Role, exact: Heads, before: dict[str, Heads]) ->
     expected = _expected(role, before)
     matches = match_blocks(child, parent, expected=expected)
     origins: list[Origin] = []
-    for known, match in zip(exact.origins, matches, strict=True):
+    for position, (known, match) in enumerate(zip(exact.origins, matches, strict=True)):
         if known.how != "unmatched":
             origins.append(known)
         elif match.candidates:
-            origins.append(Origin("similar", match.candidates, match.similarity, match.order))
+            told_now = Origin("similar", match.candidates, match.similarity, match.order)
+            origins.append(doubted(told_now, child[position], parent, partly=partly[position]))
         else:
             origins.append(Origin("unmatched", (), match.similarity))
     how = {origin.how for origin in origins}

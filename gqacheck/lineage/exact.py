@@ -9,8 +9,12 @@ from gqacheck.geometry.origins import Origin
 
 MOST_EQUAL = 16
 """Parent lines with the same sample beyond which a sample says nothing (rows of zeros after masking)."""
+LEAST_TELLING = 5
+"""Different values a sample must hold, zero left out, to tell a line: rows of a sparse or ternary matrix look alike."""
 BLANK: tuple[int, ...] = (-1,)
-"""The candidates of a line whose sample too many parent lines share."""
+"""The candidates of a line that cannot be told by its sample: of too few values, or of too many lines."""
+ZERO: tuple[int, ...] = (-2,)
+"""The candidates of a line of zeros: it was masked, and may be any."""
 
 Candidates = tuple[int, ...]
 
@@ -23,33 +27,49 @@ def index_lines(samples: Sequence[bytes]) -> dict[bytes, Candidates]:
     return {sample: tuple(lines) if len(lines) <= MOST_EQUAL else BLANK for sample, lines in found.items()}
 
 
-def find_lines(samples: Sequence[bytes], index: Mapping[bytes, Candidates]) -> list[Candidates]:
+def find_lines(samples: Sequence[bytes], index: Mapping[bytes, Candidates], size: int) -> list[Candidates]:
     """For each of the child's lines the parent's lines that it may be, () when there is none.
 
-    A line of zeros that the parent does not have was masked: it says nothing.
+    size: bytes per element. A line whose sample holds too few different values is ``BLANK``: it is sparse, and other
+    lines of the parent look like it by chance.
     """
-    return [index.get(sample, () if any(sample) else BLANK) for sample in samples]
+    least = min(LEAST_TELLING, max(1, len(samples[0]) // size // 2)) if samples else 1
+    return [index.get(sample, ()) if _tells(sample, size, least) else _blank(sample) for sample in samples]
+
+
+def _tells(sample: bytes, size: int, least: int) -> bool:
+    values = {sample[at : at + size] for at in range(0, len(sample), size)}
+    return len(values) - (bytes(size) in values) >= least
+
+
+def _blank(sample: bytes) -> Candidates:
+    return BLANK if any(sample) else ZERO
+
+
+def tells(line: Candidates) -> bool:
+    """Whether a line's sample says something, if only that it is none of the parent's."""
+    return line not in (BLANK, ZERO)
 
 
 def share_found(lines: Sequence[Candidates]) -> float:
     """Share of the lines that have a candidate; blank lines do not count on either side. 0 when all are blank."""
-    telling = [line for line in lines if line != BLANK]
+    telling = [line for line in lines if tells(line)]
     return sum(bool(line) for line in telling) / len(telling) if telling else 0.0
 
 
 def find_blocks(lines: Sequence[Candidates], width: int) -> list[Origin]:
     """The origin of each block of ``width`` child lines, from the candidates of its lines.
 
-    A block is ``exact`` when one parent head explains every line that has a candidate, and these are at least half of
-    it; ``mixed`` when no single head does; ``unmatched`` otherwise.
+    A block is ``exact`` when one parent head explains every line that has a candidate, and these are seven in eight of
+    its lines; ``mixed`` when no single head does; ``unmatched`` otherwise. Lines that tell nothing do not count.
     """
     return [find_block(lines[start : start + width], width) for start in range(0, len(lines), width)]
 
 
 def find_block(lines: Sequence[Candidates], width: int) -> Origin:
     """The origin of one block; ``lines`` are the candidates of its lines in the child's order."""
-    telling = [line for line in lines if line and line != BLANK]
-    if 2 * len(telling) < sum(line != BLANK for line in lines) or not telling:
+    telling = [line for line in lines if line and tells(line)]
+    if not telling or 8 * len(telling) < 7 * sum(map(tells, lines)):
         return Origin("unmatched")
     votes: Counter[int] = Counter()
     for line in telling:

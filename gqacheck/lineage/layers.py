@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from gqacheck.checkpoint import TensorInfo
 from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Geometry, Layer
+from gqacheck.lineage.cast import ITEMSIZE
 from gqacheck.lineage.exact import Candidates, find_lines, index_lines, share_found
 from gqacheck.lineage.matrix import Matrix, attention_matrices, mlp_matrices
 from gqacheck.lineage.pair import ROW_SAMPLE, Pair, Side
@@ -34,7 +35,10 @@ class LayerFinder:
         for index in sorted(self._parents, key=lambda index: (abs(index - guess), index)):
             for role, matrix, samples in probes:
                 known = self._index(index, role, matrix)
-                if known is not None and share_found(find_lines(samples, known)) >= ENOUGH:
+                if (
+                    known is not None
+                    and share_found(find_lines(samples, known, ITEMSIZE.get(matrix.info.dtype, 1))) >= ENOUGH
+                ):
                     return index
         return None
 

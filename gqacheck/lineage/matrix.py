@@ -52,17 +52,18 @@ def attention_matrices(
         if projection is None or info is None or len(info.shape) != 2:
             continue
         if projection.derived is None:
-            matrix = _plain(info)
+            matrix = plain_matrix(info)
         else:
             rows = fused_rows(geometry, attention, role)
             if rows is None:
                 continue
-            matrix = _plain(info, rows=rows)
+            matrix = plain_matrix(info, rows=rows)
         found[role] = matrix.turned if role == "o" else matrix
     return found
 
 
-def _plain(info: TensorInfo, *, rows: Sequence[int] | None = None) -> Matrix:
+def plain_matrix(info: TensorInfo, *, rows: Sequence[int] | None = None) -> Matrix:
+    """A 2-D tensor with its rows as lines; ``rows``: only these."""
     n_rows, n_columns = info.shape
     row_stride, column_stride = info.strides
     return Matrix(info, info.storage_offset, range(n_rows) if rows is None else rows, row_stride, range(n_columns),
@@ -107,7 +108,11 @@ def mlp_matrices(
         if projection is None or info is None:
             continue
         whole = (
-            _stacked(geometry, info, expert) if expert is not None else _plain(info) if len(info.shape) == 2 else None
+            _stacked(geometry, info, expert)
+            if expert is not None
+            else plain_matrix(info)
+            if len(info.shape) == 2
+            else None
         )
         if whole is None:
             continue

@@ -10,7 +10,7 @@ from gqacheck.checkpoint import TensorInfo
 from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Expert, Layer, Mlp, Projection
 from gqacheck.geometry.origins import NOWHERE, Channels, MlpOrigin
-from gqacheck.lineage.exact import BLANK, Candidates, share_found
+from gqacheck.lineage.exact import BLANK, ZERO, Candidates, share_found, tells
 from gqacheck.lineage.matrix import Matrix, mlp_matrices
 from gqacheck.lineage.pair import Pair, Side
 
@@ -94,6 +94,17 @@ def _parent_expert(pair: Pair, triple: Triple, parents: Sequence[Triple], guess:
             lines = pair.lines(probe, parent.matrices[role], turned=False)
             if share_found(lines) >= _ENOUGH:
                 return parent
+    if pair.similar:
+        from gqacheck.lineage.arrays import likeness
+
+        likely = {
+            number: likeness(pair, whole, parent.matrices[role])
+            for number, parent in enumerate(order)
+            if role in parent.matrices
+        }
+        best = max(likely, key=likely.__getitem__, default=None)
+        if best is not None and likely[best] >= _ENOUGH:
+            return order[best]
     return next((parent for parent in order if parent.expert == triple.expert), None)
 
 
@@ -119,9 +130,24 @@ def _trace(pair: Pair, ours: Triple, theirs: Triple) -> tuple[dict[str, Channels
         found[role] = Channels(
             role, "exact", theirs.matrices[role].n_lines, parents, tensor=ours.matrices[role].info.name
         )
-    if any(share_found(candidates) < 1 for candidates in lines.values()):
+    if any(not _all_told(candidates) for candidates in lines.values()):
         found |= _similar(pair, ours, theirs, found, lines)
+        _follow(found, lines)
     return found, left
+
+
+def _all_told(lines: Sequence[Candidates]) -> bool:
+    return all(line and line != BLANK for line in lines)
+
+
+def _follow(found: Mapping[str, Channels], lines: Mapping[str, Sequence[Candidates]]) -> None:
+    """Lines of zeros go with the other projections, now that similarity has told those."""
+    for role, candidates in lines.items():
+        others = [found[other].parents for other in lines if other != role and found[other].told]
+        for position, line in enumerate(candidates):
+            near = [parents[position] for parents in others if position < len(parents) and parents[position] != NOWHERE]
+            if line == ZERO and near and position < len(found[role].parents):
+                found[role].parents[position] = near[0]
 
 
 def _same_width(pair: Pair, ours: Matrix, theirs: Matrix) -> bool:
@@ -131,18 +157,14 @@ def _same_width(pair: Pair, ours: Matrix, theirs: Matrix) -> bool:
 def settle(lines: Sequence[Candidates], others: Sequence[Sequence[Candidates]], n_parent: int) -> array[int]:
     """One parent channel per line; where equal channels leave a choice, the one that the other projections have too.
 
-    A channel of zeros in every projection adds nothing: it counts as the parent's of that place, where nothing was cut.
+    A line of zeros adds nothing and goes with the others; zeros in every projection count as the channel of that place.
     """
-    in_place = len(lines) == n_parent
     parents = array("i", bytes(4 * len(lines)))
     for position, candidates in enumerate(lines):
-        if len(candidates) == 1 and candidates != BLANK:
-            parents[position] = candidates[0]
-            continue
-        near = [other[position] for other in others if other[position] and other[position] != BLANK]
-        if candidates == BLANK:
-            parents[position] = near[0][0] if near else position if in_place else NOWHERE
-        elif candidates:
+        near = [other[position] for other in others if other[position] and tells(other[position])]
+        if candidates == ZERO:
+            parents[position] = near[0][0] if near else min(position, n_parent - 1)
+        elif candidates and tells(candidates):
             shared = [candidate for candidate in candidates if any(candidate in other for other in near)]
             parents[position] = (shared or candidates)[0]
         else:
@@ -156,13 +178,13 @@ def _similar(
     """The projections whose lines are not all the parent's bit by bit, told by cosine similarity."""
     from dataclasses import replace
 
-    unsure = [role for role in lines if share_found(lines[role]) < 1]
+    unsure = [role for role in lines if not _all_told(lines[role])]
     if not pair.similar:
         reason = "its numbers are not the parent's bit by bit, and similarity needs the [lineage] extra (numpy)"
         return {
             role: replace(exact[role], state="not-compared", parents=array("i"), reason=reason)
             for role in unsure
-            if share_found(lines[role]) < _ENOUGH
+            if sum(bool(line) and tells(line) for line in lines[role]) < _ENOUGH * len(lines[role])
         }
     from gqacheck.lineage.arrays import COLUMN_ELEMENTS, both
     from gqacheck.lineage.similar import decide_projection, match_lines
@@ -174,7 +196,7 @@ def _similar(
         expected = _expected(role, found, mine.n_lines)
         matched, cosines = match_lines(child_lines, parent_lines, expected=expected)
         parents = array("i", exact[role].parents)
-        told = [position for position, channel in enumerate(parents) if channel == NOWHERE]
+        told = [position for position, line in enumerate(lines[role]) if not line or line == BLANK]
         for position in told:
             parents[position] = int(matched[position])
         least = min((float(cosines[position]) for position in told if parents[position] != NOWHERE), default=None)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.geometry.facts import Geometry
-from gqacheck.lineage.cast import cast
+from gqacheck.lineage.cast import ITEMSIZE, cast
 from gqacheck.lineage.exact import Candidates, find_lines, index_lines
 from gqacheck.lineage.matrix import Matrix
 
@@ -18,7 +18,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 ROW_SAMPLE = 32
 """Elements of a row that are compared bit by bit; they lie side by side, so that a row costs one short read."""
-COLUMN_SAMPLE = 8
+COLUMN_SAMPLE = 16
 """Elements of a column; each costs a whole row of the file, which holds that element of every column."""
 
 
@@ -67,7 +67,7 @@ class Pair:
         """
         ours_at, theirs_at = self.windows(ours, COLUMN_SAMPLE if turned else ROW_SAMPLE, spread=turned)
         index = index_lines(self.parent_samples(theirs, theirs_at, ours.info.dtype))
-        return find_lines(self.child.samples(ours, ours_at), index)
+        return find_lines(self.child.samples(ours, ours_at), index, ITEMSIZE.get(ours.info.dtype, 1))
 
     def parent_samples(self, matrix: Matrix, window: Sequence[int], dtype: str) -> list[bytes]:
         """The parent's samples as the child's ``dtype`` would hold them."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gqacheck.lineage.assignment import assign
-from gqacheck.lineage.evidence import EQUAL, apart, even, finite, independent_values, least_cosine, units
+from gqacheck.lineage.evidence import EQUAL, LEAST, apart, even, finite, independent_values, least_cosine, units
 from gqacheck.lineage.order import best_order, find_order
 from gqacheck.lineage.rewritten import Told, decide_projection
 from gqacheck.lineage.similar_lines import match_lines
@@ -112,7 +112,9 @@ def _clearer(plain: _Look, evened: _Look) -> _Look:
     if not evened.candidates or len(plain.candidates) == 1:
         return plain
     if not plain.candidates:
-        return evened
+        best = int(plain.similarity.argmax())
+        close = plain.similarity[best] >= LEAST and best not in evened.candidates
+        return _Look((*evened.candidates, best), evened.similarity) if close else evened
     narrower = len(evened.candidates) == 1 and evened.candidates[0] in plain.candidates
     return evened if narrower and plain.similarity.max() < DOUBTED else plain
 

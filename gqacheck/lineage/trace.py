@@ -14,6 +14,7 @@ from gqacheck.lineage.attention import trace_heads
 from gqacheck.lineage.cause import layer_cause
 from gqacheck.lineage.hidden import kept_columns
 from gqacheck.lineage.layers import LayerFinder
+from gqacheck.lineage.misplaced import find_misplaced
 from gqacheck.lineage.mlp import trace_mlps
 from gqacheck.lineage.pair import Pair, Progress, Samples, Side
 from gqacheck.lineage.reader import LineReader
@@ -21,6 +22,10 @@ from gqacheck.lineage.vectors import trace_vectors
 
 UNRELATED = 0.05
 """Share of blocks and channels that are the parent's below which the two have nothing to do with each other."""
+_WITHOUT_NUMPY = (
+    "nothing in it is the parent's bit by bit: another model, or one that was trained further, which only similarity "
+    "tells (pip install 'gqacheck[lineage]')"
+)
 
 
 def trace_lineage(
@@ -59,6 +64,10 @@ def _trace(child: Side, parent: Side, progress: Progress | None) -> Lineage:
     reason = _incomparable(child, parent)
     if reason:
         return Lineage("not-compared", reason)
+    ours_wide, theirs_wide = _head_dims(child.geometry), _head_dims(parent.geometry)
+    if ours_wide and theirs_wide and not ours_wide & theirs_wide:
+        reason = f"one head has {_listed(ours_wide)} rows here and {_listed(theirs_wide)} in the parent: not its child"
+        return Lineage("not-compared", reason, stranger=True)
     kept = None
     ours, theirs = child.geometry.hidden_size, parent.geometry.hidden_size
     if ours and theirs and ours.value != theirs.value:
@@ -69,6 +78,7 @@ def _trace(child: Side, parent: Side, progress: Progress | None) -> Lineage:
                 "not-compared",
                 f"hidden_size is {ours.value} here and {theirs.value} in the parent, and the embedding does not tell "
                 "which columns were kept",
+                stranger=ours.value > theirs.value,
             )
     from gqacheck.lineage.arrays import have_numpy
 
@@ -88,9 +98,6 @@ def _incomparable(child: Side, parent: Side) -> str:
             return f"no decoder layers were found in {name}"
         if not any(layer.attention.kind == "full" for layer in side.geometry.layers):
             return f"{name} has no softmax attention whose heads could be compared"
-    ours, theirs = _head_dims(child.geometry), _head_dims(parent.geometry)
-    if ours and theirs and not ours & theirs:
-        return f"one head has {_listed(ours)} rows here and {_listed(theirs)} in the parent: not its child"
     return ""
 
 
@@ -153,6 +160,7 @@ def _compare(pair: Pair, ours: Layer, theirs: Layer) -> LayerOrigin:
         mlps=mlps,
         vectors=trace_vectors(pair, ours, theirs, heads, mlps),
         not_compared=tuple(left + reasons),
+        misplaced=find_misplaced(pair, ours, theirs, heads, mlps),
     )
     return replace(layer, cause=layer_cause(layer))
 
@@ -162,17 +170,20 @@ def _judged(pair: Pair, layers: Sequence[LayerOrigin], kept: Sequence[int] | Non
     layers = tuple(layers)
     notes = tuple(pair.notes)
     if not total or told < UNRELATED * total or all(layer.parent is None for layer in layers):
-        if not total and any(layer.parent is not None for layer in layers):
+        if pair.similar and not total and any(layer.parent is not None for layer in layers):
             reasons = [reason for layer in layers for reason in layer.not_compared] or [
                 "nothing in it could be compared"
             ]
             return Lineage("not-compared", reasons[0], layers, notes=notes)
-        return Lineage("unrelated", _unrelated(pair, told, total), layers, notes=notes)
+        if not pair.similar:
+            return Lineage("not-compared", _WITHOUT_NUMPY, layers, notes=notes)
+        return Lineage("unrelated", _unrelated(told, total), layers, stranger=True, notes=notes)
     if _swapped(pair, layers):
         return Lineage(
             "swapped",
             "it holds everything that the parent holds and more: the checkpoint and --base look swapped",
             layers,
+            stranger=True,
             notes=notes,
         )
     same = exact == total and _nothing_moved(pair, layers)
@@ -187,14 +198,9 @@ def _judged(pair: Pair, layers: Sequence[LayerOrigin], kept: Sequence[int] | Non
     )
 
 
-def _unrelated(pair: Pair, told: int, total: int) -> str:
-    if not pair.similar:
-        return (
-            "nothing in it is the parent's bit by bit: another model, or one that was trained further, which only "
-            "similarity tells (pip install 'gqacheck[lineage]')"
-        )
+def _unrelated(told: int, total: int) -> str:
     found = f"{told} of {total} heads and channels are" if total else "no layer is"
-    return f"{found} the parent's: --base names another model, or one that was trained from the start"
+    return f"{found} the parent's: --base names another model, or this one was trained or rounded beyond recognition"
 
 
 def _counts(layers: Sequence[LayerOrigin]) -> tuple[int, int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +13,15 @@ from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Attention, Layer, Projection
 from gqacheck.geometry.origins import NOWHERE, Heads, MlpOrigin, State, VectorOrigin
 from gqacheck.lineage.cast import numbers
-from gqacheck.lineage.matrix import Matrix, channel_rows, fused_rows
+from gqacheck.lineage.exact import tells
+from gqacheck.lineage.matrix import Matrix, channel_rows, fused_rows, plain_matrix
 from gqacheck.lineage.pair import Pair, Side
 
 _NEAR = 0.2
 """A block that is another parent head's lies this close to it, relative to how far it is from its own."""
+
+_FEW = 4
+"""Entries of a block below which it is judged like a channel: with the whole vector, not by itself."""
 
 Kind = Literal["bias", "norm", "sinks"]
 
@@ -50,6 +56,8 @@ def trace_vectors(
     ]
     if ours.mlp.kind in ("gated", "plain") and theirs.mlp.kind == ours.mlp.kind and mlps:
         found += list(_of_channels(pair, ours, theirs, mlps[0]))
+    if ours.mlp.router is not None and theirs.mlp.router is not None:
+        found += _of_router(pair, ours.mlp.router, theirs.mlp.router, mlps)
     return tuple(found)
 
 
@@ -139,6 +147,8 @@ def _read(
 
 def _by_head(vector: _Vector, heads: Heads) -> VectorOrigin:
     """The vector's blocks against those of the heads that the weight's rows came from."""
+    if vector.width < _FEW and len(vector.ours) == len(heads.origins) * vector.width * vector.size:
+        return _by_channel(vector, [NOWHERE if origin.head is None else origin.head for origin in heads.origins])
     n_parent = len(vector.theirs) // (vector.width * vector.size)
     if len(vector.ours) != len(heads.origins) * vector.width * vector.size:
         return VectorOrigin(vector.role, vector.kind, "not-compared", vector.tensor)
@@ -148,8 +158,8 @@ def _by_head(vector: _Vector, heads: Heads) -> VectorOrigin:
     exact = rewritten = 0
     for position, origin in enumerate(heads.origins):
         mine = vector.block(vector.ours, position)
-        if origin.head is None or not mine or origin.heads[0] >= n_parent:
-            continue
+        if origin.head is None or not any(mine) or origin.heads[0] >= n_parent:
+            continue  # zeros were masked, and add nothing
         own = [_ordered(vector, parents[head], origin.order) for head in origin.heads]
         if mine in own:
             exact += 1
@@ -174,8 +184,6 @@ def _nearest(vector: _Vector, mine: bytes, own: Sequence[bytes], parents: Sequen
     """The parent's block that ``mine`` is, where that is clear; None when it may be its own, changed by training."""
     if mine in parents:
         return parents.index(mine)
-    if vector.width < 4:  # a few numbers that were trained on say nothing
-        return None
     distances = [_distance(vector, mine, block) for block in parents]
     best = min(range(len(parents)), key=distances.__getitem__)
     mine_to_own = min(_distance(vector, mine, block) for block in own)
@@ -203,8 +211,7 @@ def _of_channels(pair: Pair, ours: Layer, theirs: Layer, mlp: MlpOrigin) -> Iter
 
 
 def _by_channel(vector: _Vector, origins: Sequence[int]) -> VectorOrigin:
-    """Single numbers tell little one by one, so the vector is accused only as a whole: when most of what is not its own
-    is, number for number, the parent's of other channels."""
+    """Single numbers tell little one by one, so the vector is accused only as a whole."""
     entry: Callable[[bytes, int], bytes] = vector.block
     places: dict[bytes, int] = {}
     for channel in range(len(vector.theirs) // vector.size):
@@ -214,9 +221,45 @@ def _by_channel(vector: _Vector, origins: Sequence[int]) -> VectorOrigin:
         for position, channel in enumerate(origins)
         if channel != NOWHERE and entry(vector.ours, position) != entry(vector.theirs, channel)
     ]
-    elsewhere = [position for position in off if entry(vector.ours, position) in places]
-    if off and len(elsewhere) >= max(2, 0.9 * len(off)):
-        found = tuple(places[entry(vector.ours, position)] for position in elsewhere)
-        return VectorOrigin(vector.role, vector.kind, "exact", vector.tensor, tuple(elsewhere), found, len(origins))
+    if len(off) >= 2 and _belongs_elsewhere(vector, origins, off):
+        found = tuple(places[entry(vector.ours, position)] for position in off)
+        return VectorOrigin(vector.role, vector.kind, "exact", vector.tensor, tuple(off), found, len(origins))
     state: State = "rewritten" if len(off) == len(origins) else "exact"
     return VectorOrigin(vector.role, vector.kind, state, vector.tensor, positions=len(origins))
+
+
+def _belongs_elsewhere(vector: _Vector, origins: Sequence[int], off: Sequence[int]) -> bool:
+    """Whether the values that are not their own line's are all the parent's of other lines, and no training moved them.
+
+    Numbers of 16 bits meet by chance, so the whole vector must be a selection of the parent's values, none more often
+    than there, and what is off must be as far from its own as lines are from each other.
+    """
+    size = vector.size
+    ours = Counter(vector.ours[at : at + size] for at in range(0, len(vector.ours), size))
+    theirs = Counter(vector.theirs[at : at + size] for at in range(0, len(vector.theirs), size))
+    if any(count > theirs[value] for value, count in ours.items()):
+        return False
+    parents, mine = numbers(vector.theirs, vector.dtype), numbers(vector.ours, vector.dtype)
+    apart = sorted(abs(mine[position] - parents[origins[position]]) for position in off)
+    return apart[len(apart) // 2] > _NEAR * statistics.pstdev(parents)
+
+
+def _of_router(pair: Pair, ours: Projection, theirs: Projection, mlps: Sequence[MlpOrigin]) -> list[VectorOrigin]:
+    """Whether the router's row at each expert's place is that of the parent's expert that stands there."""
+    mine, parents = pair.child.checkpoint.tensors.get(ours.tensor), pair.parent.checkpoint.tensors.get(theirs.tensor)
+    if mine is None or parents is None or len(mine.shape) != 2 or len(parents.shape) != 2:
+        return []
+    try:
+        lines = pair.lines(plain_matrix(mine), plain_matrix(parents), turned=False)
+    except ReadError:
+        return [VectorOrigin("router", "router", "not-compared", mine.name)]
+    experts = {mlp.expert: mlp.parent_expert for mlp in mlps if isinstance(mlp.expert, int)}
+    wrong = [
+        (position, line[0])
+        for position, line in enumerate(lines)
+        if line and tells(line) and experts.get(position) is not None and experts[position] not in line
+    ]
+    known = any(line and tells(line) for line in lines)
+    positions, found = tuple(position for position, _ in wrong), tuple(row for _, row in wrong)
+    state: State = "exact" if known else "rewritten"
+    return [VectorOrigin("router", "router", state, mine.name, positions, found, len(lines))]

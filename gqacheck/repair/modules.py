@@ -20,7 +20,7 @@ def rebuild_module(
         CannotRun: the installed transformers cannot hold it, with the reason.
         ReadError: the bytes of a weight are not there.
     """
-    from gqacheck.runtime.load import _adopt_generation_config
+    from gqacheck.runtime.load import adopt_generation_config
     from gqacheck.runtime.quiet import quiet_and_offline
     from gqacheck.runtime.rebuild import rebuild
     from gqacheck.runtime.run import choose_dtype
@@ -32,7 +32,7 @@ def rebuild_module(
         model = rebuilt.model
         model.config.dtype = choose_dtype(made, "auto", "cpu")
         model.config.architectures = [type(model).__name__]
-        _adopt_generation_config(model, source.generation_config)
+        adopt_generation_config(model, source.generation_config)
         _own_configs(model)
     notes += rebuilt.notes
     if with_tokenizer and source.tokenizer is not None:

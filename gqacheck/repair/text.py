@@ -33,10 +33,10 @@ def _blocks(report: RepairReport) -> Iterator[Block]:
     yield line(Span(title, "strong"))
     for change in report.changes:
         yield line(change.what, label=f"  {_where(change.layers)}")
-    yield from _left(report)
     if report.plans:
         n = len(report.plans)
         yield line(f"  {plural(n, 'layer')} touched; every other weight stays byte for byte")
+    yield from _left(report)
     if report.dry_run:
         yield from _pairing(report)
         yield line(Span("nothing was written", "note"), " (--dry-run)")

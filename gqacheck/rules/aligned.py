@@ -13,8 +13,10 @@ from gqacheck.rules.origins import (
     at,
     cause_of,
     expert_words,
+    has_misplaced,
     layers_with,
     lines_differ,
+    misplaced,
     moved,
     needs_told,
     numbers,
@@ -30,6 +32,8 @@ _NAMES = {"q": "query", "k": "key", "v": "value"}
 
 def needs_outputs(subject: Subject) -> tuple[str, str] | None:
     """A layer whose o_proj columns are known."""
+    if has_misplaced(subject, "q"):
+        return None
     if _all_rewritten(subject):
         return "lineage", "o_proj was rewritten in every layer (as least squares does), so its columns name no head"
     return needs_told(subject, "o_proj columns", lambda layer: told(layer.o) is not None)
@@ -43,6 +47,8 @@ def _all_rewritten(subject: Subject) -> bool:
 
 def needs_values(subject: Subject) -> tuple[str, str] | None:
     """A layer whose k or v heads are known."""
+    if has_misplaced(subject, "k", "v"):
+        return None
     return needs_told(subject, "k and v heads", lambda layer: bool(told(layer.k) or told(layer.v)))
 
 
@@ -89,6 +95,7 @@ def q_o_misaligned(subject: Subject) -> Iterator[Violation]:
         attention hands the heads over: transformers' reshape before o_proj.
     """
     for layer, severity in layers_with(subject):
+        yield from misplaced(layer, "q")
         o = told(layer.o)
         if o is None:
             continue
@@ -166,7 +173,8 @@ def k_v_misaligned(subject: Subject) -> Iterator[Violation]:
 
     What it checks
         For every KV head which parent head its k rows and its v rows came from; they must be one and the same. The
-        rule also fires for a k or v head made of rows of several parent heads.
+        rule also fires for a k or v head made of rows of several parent heads, and for rows that are, bit by bit,
+        another projection's or another layer's (k and v exchanged).
 
     Why it matters
         k decides where a head looks, v what it takes from there. Beside another v head the query heads of the group
@@ -187,6 +195,7 @@ def k_v_misaligned(subject: Subject) -> Iterator[Violation]:
         Attention takes k and v of one position together: repeat_kv of transformers repeats both alike.
     """
     for layer, severity in layers_with(subject):
+        yield from misplaced(layer, "k", "v")
         k, v = told(layer.k), told(layer.v)
         if k is not None and v is not None:
             yield from _pairs_apart(layer, k, v, severity)
@@ -244,8 +253,9 @@ def bias_misaligned(subject: Subject) -> Iterator[Violation]:
     """A bias comes from other rows than the weight that it is added to.
 
     What it checks
-        For the biases of q, k and v (Qwen2 has them), for MLP biases, for norms over all heads (OLMo-2) and for
-        attention sinks (gpt-oss): whether the values at each head or channel are those that belong to the parent rows
+        For the biases of q, k and v (Qwen2 has them), for MLP biases, for norms over all heads (OLMo-2), for
+        attention sinks (gpt-oss) and for the rows of a router beside its experts: whether the
+        values at each head or channel are those that belong to the parent rows
         that the weight there came from. The rule fires when they are another position's.
 
     Why it matters
@@ -273,6 +283,8 @@ def bias_misaligned(subject: Subject) -> Iterator[Violation]:
 
 
 def _vector(layer: LayerOrigin, vector: VectorOrigin, severity: Severity | None) -> Violation:
+    if vector.kind == "router":
+        return _router(layer, vector)
     noun = "head" if vector.role in _NAMES else "channel"
     role = _NAMES.get(vector.role, printable(vector.role, 40))
     name = "attention sinks" if vector.kind == "sinks" else f"{role} {vector.kind}"
@@ -298,6 +310,26 @@ def _vector(layer: LayerOrigin, vector: VectorOrigin, severity: Severity | None)
         fix=REPAIR,
         severity=severity if noun == "head" else None,
         cause=cause_of(layer, "bias", "norm", "sinks"),
+    )
+
+
+def _router(layer: LayerOrigin, vector: VectorOrigin) -> Violation:
+    """The router's row at an expert's place is another expert's."""
+    position, n = vector.wrong[0], len(vector.wrong)
+    expert = next((mlp.parent_expert for mlp in layer.mlps if mlp.expert == position), None)
+    has = f"expert {expert} of the parent" if expert is not None else "an expert"
+    return Violation(
+        message=(
+            f"the router's rows did not follow the experts at {n} of {counted(vector.positions, 'expert')}: position "
+            f"{position} holds {has} and the router row of parent expert {vector.found[0]}{moved(layer)}"
+        ),
+        layer=layer.index,
+        tensors=(vector.tensor,) if vector.tensor else (),
+        expected=Quantity(0, "experts with another expert's router row"),
+        actual=Quantity(n, "experts with another expert's router row"),
+        source=SOURCE,
+        consequence="nothing raises; tokens are sent to experts that were not trained for them",
+        fix="index the router's rows with the list of experts that were kept",
     )
 
 

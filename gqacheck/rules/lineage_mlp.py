@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.origins import NOWHERE, Channels, LayerOrigin, MlpOrigin
 from gqacheck.rules.heads import counted, listed
-from gqacheck.rules.origins import REPAIR, SOURCE, cause_of, layers_with, moved, needs_told, tensors_of, triples
+from gqacheck.rules.origins import (
+    REPAIR,
+    SOURCE,
+    cause_of,
+    has_misplaced,
+    layers_with,
+    misplaced,
+    moved,
+    needs_told,
+    tensors_of,
+    triples,
+)
 from gqacheck.rules.rule import Quantity, Violation
 from gqacheck.text import printable
 
@@ -17,6 +28,8 @@ _EXPERTS_SHOWN = 4
 
 def needs_channels(subject: Subject) -> tuple[str, str] | None:
     """A layer with two MLP projections whose channels are known."""
+    if has_misplaced(subject, "gate", "up"):
+        return None
     return needs_told(subject, "MLP channels", lambda layer: any(len(parts) > 1 for _, parts in triples(layer)))
 
 
@@ -73,6 +86,7 @@ def mlp_misaligned(subject: Subject) -> Iterator[Violation]:
         The gated MLP of Llama and its kin: down(act(gate(x)) * up(x)).
     """
     for layer, _ in layers_with(subject):
+        yield from misplaced(layer, "gate", "up")
         apart = [found for mlp, parts in triples(layer) if (found := _apart(mlp, parts)) is not None]
         if apart:
             yield _violation(layer, apart)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.origins import NOWHERE, Channels, Heads, LayerOrigin, Lineage, Misread, MlpOrigin, Origin
 from gqacheck.rules.heads import counted, full_layers, is_guess
-from gqacheck.rules.rule import Severity
+from gqacheck.rules.rule import Quantity, Severity, Violation
 from gqacheck.text import printable, printable_list
 
 REPAIR = "run gqacheck repair CKPT --base PARENT -o OUT, which puts it right from the parent's weights"
@@ -128,6 +128,34 @@ def triples(layer: LayerOrigin) -> Iterator[tuple[MlpOrigin, tuple[Channels, ...
     """Each MLP of the layer with those of its projections whose origins may be judged."""
     for mlp in layer.mlps:
         yield mlp, tuple(c for c in (mlp.gate, mlp.up, mlp.down) if c is not None and c.told)
+
+
+def has_misplaced(subject: Subject, *roles: str) -> bool:
+    """Whether rows of one of the projections are the parent's of another place."""
+    lineage = subject.lineage
+    layers = lineage.layers if lineage is not None and lineage.compared else ()
+    return any(one.role in roles for layer in layers for one in layer.misplaced)
+
+
+def misplaced(layer: LayerOrigin, *roles: str) -> Iterator[Violation]:
+    """One violation for each of the projections some rows of which are the parent's of another place."""
+    for one in layer.misplaced:
+        if one.role not in roles:
+            continue
+        elsewhere = "" if one.layer == layer.parent else f" of layer {one.layer}"
+        yield Violation(
+            message=(
+                f"{one.rows} of {one.total} rows of {one.role}_proj are the parent's {one.found}_proj{elsewhere}, "
+                f"bit by bit: row {one.first} is its row {one.parent_row}"
+            ),
+            layer=layer.index,
+            tensors=(one.tensor,) if one.tensor else (),
+            expected=Quantity(0, f"rows of {one.role}_proj that are another projection's"),
+            actual=Quantity(one.rows, f"rows of {one.role}_proj that are another projection's"),
+            source=SOURCE,
+            consequence="nothing raises; those rows compute what another projection was trained for",
+            fix="take the tensor from the parent anew: it was stored under the wrong name, or rows were exchanged",
+        )
 
 
 def undecided(layer: LayerOrigin) -> str:

@@ -84,12 +84,8 @@ def build_configs(checkpoint: Checkpoint, geometry: Geometry, cls: type[Any]) ->
     Raises:
         CannotRun: none was accepted; the message is the first refusal.
     """
-    values = _sizes(geometry, cls, _clean(geometry.config))
-    values |= _per_layer(geometry, cls, values)
-    head_dim = _head_dim(geometry)
-    hidden = values["hidden_size"]
-    if head_dim is not None and not isinstance(getattr(cls, "head_dim", None), property):
-        values["head_dim"] = head_dim
+    values = measured_values(geometry, cls)
+    head_dim, hidden = _head_dim(geometry), values["hidden_size"]
     refusal: Exception | None = None
     tried: set[tuple[int, int]] = set()
     accepted = False
@@ -99,7 +95,7 @@ def build_configs(checkpoint: Checkpoint, geometry: Geometry, cls: type[Any]) ->
         tried.add(heads)
         trial = dict(values)
         trial.update(dict.fromkeys(_QUERY_HEADS, heads[0]))
-        trial.update({key: heads[1] for key in _KV_HEADS if key in _keys(cls)})
+        trial.update({key: heads[1] for key in _KV_HEADS if key in known_keys(cls)})
         try:
             config = cls(**trial)
         except Exception as error:  # config classes raise whatever they like; the sentence goes to the user
@@ -111,20 +107,18 @@ def build_configs(checkpoint: Checkpoint, geometry: Geometry, cls: type[Any]) ->
         raise CannotRun(f"{cls.__name__} refuses the checkpoint's config: {one_line(refusal)}") from refusal
 
 
-def settle_config(config: Any, geometry: Geometry) -> None:
-    """Write the measured sizes into ``config`` where all layers agree, past the refusals of its class."""
-    heads = {(layer.attention.n_q_heads, layer.attention.n_kv_heads) for layer in _full(geometry)}
-    if len(heads) == 1:
-        n_q, n_kv = heads.pop()
-        for keys, count in ((_QUERY_HEADS, n_q), (_KV_HEADS, n_kv)):
-            for key in keys:
-                if hasattr(config, key):
-                    setattr(config, key, count)
-    widths = {layer.mlp.intermediate_size for layer in geometry.layers if layer.mlp.kind in ("gated", "plain")}
-    if len(widths) == 1:
-        key = "intermediate_size" if hasattr(config, "intermediate_size") else "ffn_hidden_size"
-        if hasattr(config, key):
-            setattr(config, key, widths.pop())
+def measured_values(geometry: Geometry, cls: type[Any]) -> dict[str, Any]:
+    """The config's values for ``cls`` with what does not depend on single layers as measured; head counts as stated.
+
+    Raises:
+        CannotRun: no class can hold what is measured, or nothing says which entries of a per-layer list were kept.
+    """
+    values = _sizes(geometry, cls, _clean(geometry.config))
+    values |= _per_layer(geometry, cls, values)
+    head_dim = _head_dim(geometry)
+    if head_dim is not None and not isinstance(getattr(cls, "head_dim", None), property):
+        values["head_dim"] = head_dim
+    return values
 
 
 def _clean(config: Mapping[str, Plain]) -> dict[str, Any]:
@@ -163,7 +157,7 @@ def plain_copy(value: Plain) -> Any:
 def _sizes(geometry: Geometry, cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     if geometry.hidden_size is None or geometry.embedding is None:
         raise CannotRun("the file holds no token embedding, so there is nothing to run")
-    keys = _keys(cls)
+    keys = known_keys(cls)
     values["hidden_size"] = geometry.hidden_size.value
     values["vocab_size"] = geometry.embedding.rows
     for key in ("pad_token_id", "bos_token_id"):
@@ -188,7 +182,7 @@ def _sizes(geometry: Geometry, cls: type[Any], values: dict[str, Any]) -> dict[s
 def _per_layer(geometry: Geometry, cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """Layer count, and every per-layer list cut to the layers that are stored."""
     n = geometry.n_layers
-    keys = _keys(cls)
+    keys = known_keys(cls)
     changed: dict[str, Any] = {}
     if any(layer.attention.kind == "linear" for layer in geometry.layers):
         kinds = {"full": "full_attention", "linear": "linear_attention"}
@@ -294,7 +288,8 @@ def _full(geometry: Geometry) -> list[Layer]:
     return [layer for layer in geometry.layers if layer.attention.kind == "full"]
 
 
-def _keys(cls: type[Any]) -> frozenset[str]:
+def known_keys(cls: type[Any]) -> frozenset[str]:
+    """The names that a config class takes."""
     fields = getattr(cls, "__dataclass_fields__", None) or inspect.signature(cls.__init__).parameters
     return frozenset(fields) | frozenset(getattr(cls, "attribute_map", ()))
 

@@ -15,10 +15,8 @@ from gqacheck.runtime.configure import CannotRun
 from gqacheck.runtime.weights import WeightReader, is_floating
 
 # Mixtral stores w1 (gate), w2 (down), w3 (up) per expert, the Qwen families gate_proj, down_proj, up_proj.
-_EXPERT = re.compile(
-    r"^(?P<block>.*\bexperts)\.(?P<index>\d+)\.(?P<part>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$"
-)
-_PARTS = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+EXPERT = re.compile(r"^(?P<block>.*\bexperts)\.(?P<index>\d+)\.(?P<part>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$")
+EXPERT_PARTS = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 # Names on disk and in older pickles -> live names of transformers 5.
 _RENAMED = (
     ("block_sparse_moe.", "mlp."),
@@ -90,9 +88,9 @@ def live_sources(
     experts: dict[tuple[str, int], dict[str, TensorInfo]] = defaultdict(dict)
     for stored, info in checkpoint.tensors.items():
         name = names.of(stored)
-        match = _EXPERT.match(name)
+        match = EXPERT.match(name)
         if match:
-            experts[match["block"], int(match["index"])][_PARTS[match["part"]]] = info
+            experts[match["block"], int(match["index"])][EXPERT_PARTS[match["part"]]] = info
         elif name in sources:
             raise CannotRun(f"{stored} and {sources[name].parts[0].name} are stored for one parameter, {name}")
         else:

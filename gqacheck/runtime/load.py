@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from gqacheck.runtime.run import check_device, choose_dtype, require_run_extra
@@ -40,12 +41,13 @@ def load_model(
     from gqacheck.geometry.measure import measure
     from gqacheck.runtime.quiet import quiet_and_offline
     from gqacheck.runtime.rebuild import rebuild
+    from gqacheck.runtime.saving import warn_on_saving
     from gqacheck.runtime.tokenizer import MissingTokenizer, open_tokenizer
 
     where = check_device("cpu" if device_map is not None else device)
     checkpoint = open_checkpoint(os.fspath(path), config=None if config is None else os.fspath(config))
     geometry = measure(checkpoint, family=family)
-    wanted = choose_dtype(checkpoint, dtype, "cuda" if device_map is not None else where)
+    wanted = choose_dtype(checkpoint, dtype, where if device_map is None else _best_device(device_map))
     found = None
     if tokenizer is not None or checkpoint.tokenizer is not None:
         try:
@@ -55,7 +57,10 @@ def load_model(
     with quiet_and_offline():
         rebuilt = rebuild(checkpoint, geometry, dtype=wanted, device=where)
         model = rebuilt.model
-        _adopt_generation_config(model, checkpoint.generation_config)
+        model.config.architectures = [type(model).__name__]
+        model.config.name_or_path = model.name_or_path = os.fspath(path)  # as from_pretrained does; peft writes it down
+        adopt_generation_config(model, checkpoint.generation_config)
+        warn_on_saving(model)
         if device_map is not None:
             model = _dispatch(model, device_map)
     for note in rebuilt.notes:  # outside of the quiet part: whoever uses the model must hear what is not as stored
@@ -63,7 +68,7 @@ def load_model(
     return model, found
 
 
-def _adopt_generation_config(model: Any, info: Any) -> None:
+def adopt_generation_config(model: Any, info: Any) -> None:
     """The checkpoint's generation settings on the model, where they can be read."""
     if info is None:
         return
@@ -77,6 +82,17 @@ def _adopt_generation_config(model: Any, info: Any) -> None:
         model.generation_config = GenerationConfig.from_dict(values)
     except Exception:  # settings of another version: the class's own defaults stay
         return
+
+
+def _best_device(device_map: Any) -> str:
+    """``cuda`` when the map may put a layer on a GPU, ``cpu`` when not: it decides the default dtype."""
+    import torch
+
+    if isinstance(device_map, Mapping):
+        on_cpu = all(str(place) in ("cpu", "disk") for place in device_map.values())
+    else:
+        on_cpu = device_map == "cpu" or not torch.cuda.is_available()
+    return "cpu" if on_cpu else "cuda"
 
 
 def _dispatch(model: Any, device_map: Any) -> Any:

@@ -25,6 +25,7 @@ from gqacheck.runtime.weights import WeightReader, is_floating, same_bytes
 
 _SHOWN = 3
 _READ_BY_FORWARD = ("scaling", "variance_epsilon", "eps")
+_GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUPED_BYTES = 16  # torch 2.13: "strides should be multiple of 16 bytes"
 _LEFTOVERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".masked_bias")
 
@@ -163,6 +164,11 @@ class _Loader:
             raise CannotRun(f"the embedding is {_shape(embedding.shape)} but lm_head is {_shape(head.shape)}")
         return same_bytes(head.parts[0], embedding.parts[0])
 
+    def _left_out(self, name: str) -> bool:
+        """Whether a stored tensor is the norm of a block that its layer no longer has."""
+        path = name.rpartition(".")[0]
+        return isinstance(dict(self.model.named_modules()).get(path), nn.Identity)
+
     def _unused(self, wanted: set[str]) -> list[str]:
         live_buffers = {name for name, _ in self.model.named_buffers()}
         unused = sorted(
@@ -171,7 +177,8 @@ class _Loader:
             if name not in wanted
             and name not in live_buffers
             and source.parts[0].kind != "buffer"
-            and not name.endswith(_LEFTOVERS)
+            and not is_leftover(name)
+            and not self._left_out(name)
         )
         adapters = [name for name in unused if "lora_" in name]
         if adapters:
@@ -182,6 +189,11 @@ class _Loader:
         if not unused:
             return []
         return [f"{_count(unused, 'stored tensor', 'stored tensors')} not used: {_some(unused, verb=False)}"]
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a stored tensor is a buffer that older versions saved and that is computed anew."""
+    return name.endswith(_LEFTOVERS)
 
 
 def _restate(module: Any, leaf: str, shape: torch.Size) -> None:
@@ -204,7 +216,9 @@ def _resizable(geometry: Geometry, sources: dict[str, Source]) -> set[str]:
         a, m = layer.attention, layer.mlp
         if a.kind == "full":
             projections = [a.q, a.k, a.v, a.o, a.fused]
-            stored |= {norm.tensor for norm in (a.q_norm, a.k_norm) if norm is not None}
+            for norm in (a.q_norm, a.k_norm):
+                if norm is not None:
+                    stored |= {norm.tensor, norm.tensor.removesuffix("weight") + "bias"}
             blocks.append(a.path + ".sinks")
         else:
             projections = []
@@ -305,18 +319,20 @@ def _difference(stored: torch.Tensor, computed: torch.Tensor) -> str:
 
 
 def _choose_experts(model: Any) -> list[str]:
-    """The loop over experts where their weights do not fit the grouped product, which wants rows of 16 bytes."""
-    odd = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.dim() == 3
-        and "experts" in name
-        and parameter.shape[-1] * parameter.element_size() % _GROUPED_BYTES
-    ]
-    if not odd:
+    """The loop over experts where torch's grouped product does not take their weights.
+
+    It wants rows of 16 bytes, of the weights and of what they are multiplied with, and knows no float64.
+    """
+    experts = [parameter for name, parameter in model.named_parameters() if parameter.dim() == 3 and "experts" in name]
+    odd = [size for each in experts for size in each.shape[:0:-1] if size * each.element_size() % _GROUPED_BYTES]
+    if odd:
+        why = f"experts of width {odd[0]} do not fit torch's grouped product"
+    elif any(each.dtype not in _GROUPED_DTYPES for each in experts):
+        why = f"torch's grouped product of experts knows no {str(experts[0].dtype).removeprefix('torch.')}"
+    else:
         return []
     model.set_experts_implementation("eager")
-    return [f"experts of width {odd[0].shape[-1]} do not fit torch's grouped product: they are run one by one"]
+    return [f"{why}: they are run one by one"]
 
 
 def _scan(model: Any) -> None:

@@ -11,8 +11,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gqacheck.checkpoint import Checkpoint
+from gqacheck.geometry.config import LAYER_LISTS
 from gqacheck.geometry.facts import Attention, Geometry, Layer, Mlp, Projection
-from gqacheck.runtime.configure import CannotRun, build_configs, config_class, one_line, settle_config
+from gqacheck.runtime.configure import CannotRun, build_configs, config_class, one_line
+from gqacheck.runtime.dropped import drop_blocks
+from gqacheck.runtime.settle import settle_config, stated_heads
 
 _QUERY_COUNTS = ("num_heads", "num_attention_heads")
 _KV_COUNTS = ("num_key_value_heads", "num_kv_heads")
@@ -55,14 +58,24 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        elif func is torch.zeros and _elements(args) > _MAX_REAL_ELEMENTS and _dimensions(args) == 3:
+            kwargs["device"] = "meta"  # Llama-4's experts
         elif func in (torch.ones, torch.zeros, torch.arange) and _elements(args) > _MAX_REAL_ELEMENTS:
             # norms, routers and buffers are small; a config that asks for more is wrong or hostile
             raise ValueError(f"the config asks for {func.__name__} of {_elements(args)} elements")
         return func(*args, **kwargs)
 
 
+def _sizes(args: Any) -> Any:
+    return args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
+
+
+def _dimensions(args: Any) -> int:
+    return len(_sizes(args))
+
+
 def _elements(args: Any) -> int:
-    sizes = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
+    sizes = _sizes(args)
     return math.prod(max(abs(int(size)), 1) for size in sizes if isinstance(size, int | float))
 
 
@@ -75,17 +88,18 @@ def build_skeleton(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Any, lis
     refuse(checkpoint, geometry)
     cls, notes = config_class(checkpoint, geometry)
     failure: Exception | None = None
-    for config, heads in build_configs(checkpoint, geometry, cls):
+    for config, _ in build_configs(checkpoint, geometry, cls):
         try:
-            model = _construct(config)
+            model = construct(config)
         except Exception as error:  # model classes raise whatever they like; the sentence goes to the user
             failure = failure or error
             continue
         if not _right_head_dim(model, geometry):
             continue
-        for position, layer in enumerate(geometry.layers):
-            _fit_layer(live_layers(model, geometry)[1][position], layer, config, heads)
         settle_config(config, geometry)
+        for layer, live in zip(geometry.layers, live_layers(model, geometry)[1], strict=True):
+            _fit_layer(live, layer, config)
+            drop_blocks(live, layer, geometry.family)
         return model, notes
     if failure is None:
         raise CannotRun(
@@ -118,7 +132,7 @@ def refuse(checkpoint: Checkpoint, geometry: Geometry) -> None:
         raise CannotRun(
             f"the weights are quantised ({checkpoint.quantization}): dequantise them to run the model", supported=False
         )
-    if not family.stock_class or family.attention == "mla":
+    if not family.stock_class:
         raise CannotRun(f"{family.name} has no stock class to resize: it is checked statically only", supported=False)
     if not geometry.config:
         raise CannotRun(
@@ -128,32 +142,34 @@ def refuse(checkpoint: Checkpoint, geometry: Geometry) -> None:
     if not geometry.layers:
         raise CannotRun("no decoder layers were recognised in the file", supported=not family.generic)
     for layer in geometry.layers:
-        for part, kind in (("attention", layer.attention.kind), ("MLP", layer.mlp.kind)):
-            if kind in ("dropped", "mla"):
-                sentence = f"layer {layer.index}: its {part} is {kind}, which the stock class cannot express"
-                raise CannotRun(sentence, supported=False)
         reason = _layer_fault(layer, geometry)
         if reason:
             raise CannotRun(f"layer {layer.index}: {reason}")
 
 
-def _construct(config: Any) -> Any:
+def construct(config: Any, *, own_code: bool = False) -> Any:
+    """The causal model of ``config`` in eval mode: parameters on ``meta``, buffers computed.
+
+    own_code: the config's folder brings the class, which is imported and run.
+    """
     from transformers import AutoModelForCausalLM
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), _EmptyOnMeta():
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=own_code).eval()
     finally:
         torch.set_default_dtype(before)
 
 
 def _layer_fault(layer: Layer, geometry: Geometry) -> str | None:
     a, m = layer.attention, layer.mlp
-    for part, kind in (("attention", a.kind), ("MLP", m.kind)):
+    for part, kind, key in (("attention", a.kind, "num_attention_heads"), ("MLP", m.kind, "intermediate_size")):
         if kind == "absent":
-            return f"its {part} is not in the file"
+            return (
+                f"its {part} is not in the file (was it dropped? then {LAYER_LISTS}.{key} of the config says 0 there)"
+            )
     hidden = geometry.hidden_size.value if geometry.hidden_size else None
     if a.kind == "full" and hidden is not None:
         fault = _attention_fault(a, hidden)
@@ -220,7 +236,7 @@ def _block(live: nn.Module, layer: Layer, path: str) -> Any:
     return found
 
 
-def _fit_layer(live: Any, layer: Layer, config: Any, built: tuple[int, int]) -> None:
+def _fit_layer(live: Any, layer: Layer, config: Any) -> None:
     width = layer.mlp.intermediate_size
     mlp = getattr(live, "mlp", None)
     if width is not None:
@@ -242,7 +258,7 @@ def _fit_layer(live: Any, layer: Layer, config: Any, built: tuple[int, int]) -> 
     for norm, count in _per_head_norms(attention, n_q, n_kv):
         norm.norms = nn.ModuleList(norm.norms[0] if i == 0 else _like(norm.norms[0]) for i in range(count))
         norm.num_heads = count
-    if getattr(config, "model_type", "") not in _SELF_CONTAINED and (n_q, n_kv) != built:
+    if getattr(config, "model_type", "") not in _SELF_CONTAINED and (n_q, n_kv) != stated_heads(config):
         attention.config = LayerConfig(config, num_attention_heads=n_q, num_key_value_heads=n_kv)
 
 

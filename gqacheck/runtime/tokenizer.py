@@ -199,6 +199,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, attributes: Any) -> None:
         from sentencepiece import SentencePieceProcessor
 
+        self.model_proto = model
         self._model = SentencePieceProcessor(model_proto=model)
         self.bos_token_id = self._special(attributes.get("bos_token"), self._model.bos_id())
         self.eos_token_id = self._special(attributes.get("eos_token"), self._model.eos_id())

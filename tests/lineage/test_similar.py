@@ -307,6 +307,16 @@ def test_block_that_is_nearly_as_much_a_head_in_place_as_another_in_another_orde
     assert (match.parent, match.candidates) == (None, (3, 0))
 
 
+def test_block_whose_large_columns_are_one_head_and_whose_small_ones_another_is_left_open():
+    rng = np.random.default_rng(36)
+    parent = normal(rng, 12, 8, 64)
+    parent[2:] = 0.3 * parent[2:] + 0.95 * normal(rng, 8, 64)
+    parent[..., :8] *= 4
+    child = np.concatenate([parent[[0], :, :8], parent[[1], :, 8:]], axis=2)
+    [match] = match_blocks(child, parent)
+    assert (match.parent, match.candidates) == (None, (1, 0))
+
+
 def test_blocks_with_rows_of_several_heads_match_none():
     rng = np.random.default_rng(9)
     parent = normal(rng, 12, 8, 48)

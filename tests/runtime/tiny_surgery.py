@@ -17,14 +17,26 @@ GROUP, KV = 4, 3
 
 def cut_layers(model: Any, layers: Any = None, *, heads: bool = True, mlp: bool = True) -> None:
     """Cut ``model`` in place as HEADS and WIDTHS say; layers without full attention keep their mixer."""
-    found = model.base_model.layers if hasattr(model.base_model, "layers") else model.base_model.h
+    found = decoder_layers(model)
     for index in layers if layers is not None else (1, 2, 3):
         layer = found[index]
         attention = getattr(layer, "self_attn", None) or getattr(layer, "self_attention", None)
         if heads and attention is not None and index in HEADS:
             cut_attention(attention, *HEADS[index])
         if mlp and index in WIDTHS:
-            cut_mlp(layer.mlp, WIDTHS[index])
+            cut_mlp(mlp_of(layer), WIDTHS[index])
+
+
+def decoder_layers(model: Any) -> Any:
+    """The list of decoder layers."""
+    backbone = model.base_model.model if hasattr(model.base_model, "lm_head") else model.base_model  # Llama-4
+    return backbone.layers if hasattr(backbone, "layers") else backbone.h
+
+
+def mlp_of(layer: Any) -> Any:
+    """The feed-forward block of a layer."""
+    names = ("mlp", "feed_forward", "block_sparse_moe")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))
 
 
 def cut_attention(attention: Any, in_group: tuple[int, ...], kv: tuple[int, ...]) -> None:
@@ -60,7 +72,7 @@ def cut_heads(attention: Any, queries: list[int], kv: Sequence[int]) -> None:
         take(attention.q_proj, rows=_rows(queries, unit))
         take(attention.k_proj, rows=_rows(kv, head_dim))
         take(attention.v_proj, rows=_rows(kv, head_dim))
-    take(attention.o_proj, columns=_rows(queries, head_dim))
+    take(attention.dense if hasattr(attention, "dense") else attention.o_proj, columns=_rows(queries, head_dim))
     for name, heads in (("q_norm", queries), ("k_norm", kv)):
         norm = getattr(attention, name, None)
         if norm is not None and norm.weight.dim() == 2:  # Cohere: [heads, head_dim]
@@ -68,13 +80,14 @@ def cut_heads(attention: Any, queries: list[int], kv: Sequence[int]) -> None:
         elif norm is not None and norm.weight.numel() > head_dim:  # OLMo-2: all heads
             norm.weight = nn.Parameter(norm.weight[_rows(heads, head_dim)])
     for name, heads in (("q_layernorm", queries), ("k_layernorm", kv)):
-        if hasattr(attention, name):  # StableLM: one module per head
+        if hasattr(getattr(attention, name, None), "norms"):  # StableLM: one module per head
             norm = getattr(attention, name)
             norm.norms = nn.ModuleList(norm.norms[head] for head in heads)
             norm.num_heads = len(heads)
     if hasattr(attention, "sinks"):
         attention.sinks = nn.Parameter(attention.sinks[queries])
-    for name, count in (("num_heads", n_q), ("num_key_value_heads", n_kv), ("num_key_value_groups", n_q // n_kv)):
+    counts = {"num_heads": n_q, "num_attention_heads": n_q, "num_key_value_heads": n_kv}
+    for name, count in (counts | {"num_key_value_groups": n_q // n_kv}).items():
         if hasattr(attention, name):
             setattr(attention, name, count)
 
@@ -92,8 +105,8 @@ def mlp_widths(mlp: Any) -> dict[Any, int]:
     down = mlp.experts.down_proj
     width = down.shape[1] if _transposed(mlp.experts) else down.shape[2]
     found: dict[Any, int] = dict.fromkeys(range(down.shape[0]), width)
-    if hasattr(mlp, "shared_expert"):
-        found["shared"] = mlp.shared_expert.down_proj.in_features
+    if _shared(mlp) is not None:
+        found["shared"] = _shared(mlp).down_proj.in_features
     return found
 
 
@@ -101,11 +114,11 @@ def cut_channels(mlp: Any, kept: dict[Any, list[int]]) -> None:
     """Keep these channels of each part that ``mlp_widths`` names, in this order; experts keep equally many."""
     if hasattr(mlp, "experts"):
         _cut_experts(mlp.experts, [kept[number] for number in range(mlp.experts.down_proj.shape[0])])
-        if hasattr(mlp, "shared_expert"):
-            cut_channels(mlp.shared_expert, {None: kept["shared"]})
+        if _shared(mlp) is not None:
+            cut_channels(_shared(mlp), {None: kept["shared"]})
         return
     channels = kept[None]
-    names = [name for name in ("gate_proj", "up_proj", "c_fc", "dense_h_to_4h") if hasattr(mlp, name)]
+    names = [name for name in ("gate_proj", "up_proj", "c_fc", "fc1", "dense_h_to_4h") if hasattr(mlp, name)]
     if hasattr(mlp, "gate_up_proj"):
         old = _down(mlp).in_features
         take(mlp.gate_up_proj, rows=[*channels, *(old + channel for channel in channels)])
@@ -115,17 +128,29 @@ def cut_channels(mlp: Any, kept: dict[Any, list[int]]) -> None:
 
 
 def _down(mlp: Any) -> Any:
-    return next(getattr(mlp, name) for name in ("down_proj", "c_proj", "dense_4h_to_h") if hasattr(mlp, name))
+    return next(getattr(mlp, name) for name in ("down_proj", "c_proj", "fc2", "dense_4h_to_h") if hasattr(mlp, name))
+
+
+def _shared(mlp: Any) -> Any:
+    """The expert that every token passes, None where there is none."""
+    return getattr(mlp, "shared_expert", None) or getattr(mlp, "shared_experts", None)
 
 
 def _transposed(experts: Any) -> bool:
-    """gpt-oss: [E, H, 2 I], gate and up interleaved."""
-    return hasattr(experts, "gate_up_proj_bias")
+    """gpt-oss and Llama-4: [E, H, 2 I]."""
+    return experts.gate_up_proj.shape[1] == experts.down_proj.shape[2]
 
 
 def _cut_experts(experts: Any, kept: list[list[int]]) -> None:
     width = len(kept[0])
-    if _transposed(experts):
+    if _transposed(experts) and not hasattr(experts, "gate_up_proj_bias"):  # Llama-4
+        old = experts.down_proj.shape[1]
+        halves = [[*channels, *(old + channel for channel in channels)] for channels in kept]
+        experts.gate_up_proj = _each(experts.gate_up_proj, halves, 1)
+        experts.down_proj = _each(experts.down_proj, kept, 0)
+        experts.intermediate_size = experts.expert_dim = width
+        return
+    if _transposed(experts):  # gpt-oss: gate and up in turn
         pairs = [[2 * channel + half for channel in channels for half in (0, 1)] for channels in kept]
         experts.gate_up_proj = _each(experts.gate_up_proj, pairs, 1)
         experts.gate_up_proj_bias = _each(experts.gate_up_proj_bias, pairs, 0)

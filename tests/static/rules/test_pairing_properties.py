@@ -205,5 +205,5 @@ def test_one_head_with_equal_heads_is_accused_exactly_when_no_reading_fits(
 
 
 def test_the_properties_are_about_the_rules_that_accuse() -> None:
-    assert {rule.code for rule in PAIRING} - set(ACCUSING) == {"GQA606", "GQA607"}
+    assert {rule.code for rule in PAIRING} - set(ACCUSING) == {"GQA504", "GQA606", "GQA607"}
     assert find_rule("GQA606").severity == find_rule("GQA607").severity == "warning"

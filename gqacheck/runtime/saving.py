@@ -1,0 +1,87 @@
+"""What ``save_pretrained`` cannot say of a model that its stock class would build otherwise: it warns."""
+
+from __future__ import annotations
+
+import copyreg
+import warnings
+from typing import Any
+
+import torch
+
+from gqacheck.geometry.config import LAYER_LISTS
+from gqacheck.runtime.configure import one_line
+from gqacheck.runtime.skeleton import construct
+
+_READ_BY_FORWARD = ("scaling", "variance_epsilon", "eps", "num_key_value_groups", "head_dim")
+
+
+def warn_on_saving(model: Any) -> None:
+    """Makes ``model.save_pretrained`` warn, if plain ``from_pretrained`` would make another model of what it writes."""
+    fault = plain_fault(model)
+    if fault:
+        stock = type(model)
+        names = {"__module__": stock.__module__, "__doc__": stock.__doc__, "_fault": fault, "_stock": stock}
+        model.__class__ = type(stock.__name__, (_WarnsOnSaving, stock), names)
+
+
+class _WarnsOnSaving:
+    """Mixed into the class of one model. Pickles and copies are of the stock class alone."""
+
+    _fault: str
+    _stock: type[Any]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            f"save_pretrained: {self._fault}; plain from_pretrained cannot load {save_directory}: "
+            "`gqacheck export CKPT OUT` makes a folder that it can, of any file that gqacheck reads",
+            stacklevel=2,
+        )
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def __class__(self) -> type[Any]:  # pickle wants the class that it is told to write
+        return self._stock
+
+    @__class__.setter
+    def __class__(self, cls: type[Any]) -> None:
+        object.__setattr__(self, "__class__", cls)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (self._stock,), self.__dict__  # type: ignore[attr-defined]
+
+
+def plain_fault(model: Any) -> str:
+    """Why the model's config and its stock class do not make this model, one clause; "" when they do."""
+    values = {key: value for key, value in model.config.to_dict().items() if key not in ("dtype", "torch_dtype")}
+    try:
+        plain = construct(type(model.config).from_dict(values))
+    except Exception as error:  # config and model classes raise whatever they like
+        return f"{type(model.config).__name__} refuses the sizes of this model ({one_line(error)})"
+    ours, theirs = model.state_dict(), plain.state_dict()
+    if getattr(model.config, LAYER_LISTS, None):
+        return f"layers differ in size, and {type(model).__name__} makes all of them alike"
+    for name in ours.keys() | theirs.keys():
+        mine, stock = (tuple(state[name].shape) if name in state else None for state in (ours, theirs))
+        if mine != stock:
+            return f"{name} is {_shape(mine)} where {type(model).__name__} makes it {_shape(stock)}"
+    return _other_numbers(model, plain)
+
+
+def _other_numbers(model: Any, plain: Any) -> str:
+    stock = dict(plain.named_modules())
+    for path, module in model.named_modules():
+        for name in _READ_BY_FORWARD:
+            mine, made = getattr(module, name, None), getattr(stock.get(path), name, None)
+            if isinstance(mine, int | float) and isinstance(made, int | float) and mine != made:
+                return f"{name} of {path} is {mine:g} where the config gives {made:g}"
+    buffers = dict(plain.named_buffers())
+    saved = model.state_dict().keys()
+    for name, mine in model.named_buffers():
+        made = buffers.get(name)
+        if made is not None and name not in saved and not torch.equal(mine.to("cpu", made.dtype), made):
+            return f"{name} is not the one that the config gives"
+    return ""
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "×".join(map(str, shape)) or "a number"
