@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from gqacheck.geometry.facts import Geometry, Layer, RuntimeFacts, Subject
-from gqacheck.geometry.origins import LayerOrigin
+from gqacheck.geometry.origins import NOWHERE, LayerOrigin, Lineage
 from gqacheck.result import ClaimResult, ClaimState
 from gqacheck.rules.heads import full_layers, is_guess
 from gqacheck.rules.origins import needs_lineage, undecided, undecided_mlp
@@ -211,7 +211,22 @@ def _pairing_proof(subject: Subject, n_layers: int) -> str:
         ]
         least = f" (cosine {min(cosines):.3f} at least)" if cosines else ""
         parts.append(f"told by similarity where bits differ{least}")
+        untold, total = _untold_channels(lineage)
+        if untold:
+            parts.append(f"{untold} of {total} channels could not be told")
     return "; ".join(parts)
+
+
+def _untold_channels(lineage: Lineage) -> tuple[int, int]:
+    """Channels that similarity left open, and all that it was asked about."""
+    told = [
+        channels
+        for layer in lineage.layers
+        for mlp in layer.mlps
+        for channels in (mlp.gate, mlp.up, mlp.down)
+        if channels is not None and channels.state == "similar"
+    ]
+    return sum(c.parents.count(NOWHERE) for c in told), sum(len(c.parents) for c in told)
 
 
 def _layers(n: int) -> str:

@@ -210,6 +210,7 @@ def _report(
         checkpoint = opened.checkpoint
         geometry = _measure(checkpoint, options.family, options.head_dim)
         base = _open_base(options.base, checkpoint, live_base)
+        geometry = _with_heads_of(base, checkpoint, geometry, options)
         lineage = _trace(opened, geometry, base, live_base, options)
         fit = _fit_pairing(opened, geometry, lineage, rules, options)
         report = _judge(path, checkpoint, geometry, base, lineage, fit, rules, left_out, options, started)
@@ -259,6 +260,16 @@ def _open_base(path: str | None, child: Checkpoint, live: _Opened | None) -> Che
         raise ReadError(f"--base: {explain_error(error)}") from error
     name = path or "live model"
     return CheckpointReport(name, Verdict.PASS, 0, checkpoint, geometry, notes=notes, seconds=perf_counter() - started)
+
+
+def _with_heads_of(
+    base: CheckpointReport | None, checkpoint: Checkpoint, geometry: Geometry, options: Options
+) -> Geometry:
+    """The geometry, measured with the parent's head_dim where nothing in the checkpoint says one."""
+    if base is None or base.geometry is None or not heads_unknown(geometry):
+        return geometry
+    known = {layer.attention.head_dim.value for layer in base.geometry.layers if layer.attention.head_dim}
+    return _measure(checkpoint, options.family, known.pop()) if len(known) == 1 else geometry
 
 
 def _trace(
