@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.measure import Run, run_once
 
-LAYERS, FULL_DEPTH = 4, 32
+LAYERS, FULL_DEPTH = 2, 32
 HIDDEN, HEADS, KV, DIM, WIDE, VOCAB = 4096, 32, 8, 128, 14336, 2048
 KEPT_KV, KEPT_WIDE = (0, 2, 3, 4, 6, 7), range(14336 * 3 // 4)
 PEER = """
@@ -75,7 +75,7 @@ def _table(told: str, command: list[str], child: Path, parent: Path, rounds: int
     print(
         f"  gqacheck       {seconds['gqacheck']:7.2f} s, {peaks['gqacheck']:6.0f} MiB, read "
         f"{lineage['bytes_read'] / 1e6:.0f} MB = {100 * lineage['bytes_read'] / both:.2f} % of both; "
-        f"{lineage['seconds'] * FULL_DEPTH / LAYERS:.0f} s extrapolated to {FULL_DEPTH} layers"
+        f"{seconds['gqacheck'] * FULL_DEPTH / LAYERS:.0f} s extrapolated to {FULL_DEPTH} layers"
     )
     print(
         f"  torch cosines  {seconds['torch cosines']:7.2f} s, {peaks['torch cosines']:6.0f} MiB, read all; "
@@ -175,7 +175,8 @@ class _Folder:
         self.data.close()
         os.unlink(self.path / "data")
         config = {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "head_dim": DIM,
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None,
+            "hidden_size": HIDDEN, "head_dim": DIM,
             "intermediate_size": wide, "num_hidden_layers": LAYERS, "num_attention_heads": heads,
             "num_key_value_heads": kv, "vocab_size": VOCAB, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
         }  # fmt: skip

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "CKPT [--base PARENT] -o OUT",
         "a sound copy: heads beside their own KV head, attributes, config",
     ),
+    "export": ("CKPT OUT", "a folder of safetensors that plain transformers loads, out of any file, verified"),
     "explain": ("CODE", "what a rule checks, why it matters and how to fix it; CODE is GQA104 or q-kv-indivisible"),
     "rules": ("[--format text|json]", "all rules with their severities"),
     "demo": ("[FOLDER]", "writes a tiny parent, a broken and a healthy child, and checks them"),
@@ -52,6 +53,15 @@ examples
 The copy is of the same kind as CKPT and has as many heads in every layer. It is checked, and run beside the parent
 with everything else masked, before it gets its name. CKPT is never touched. Exit codes: 0 repaired, or nothing to
 mend; 2 usage; 3 cannot be mended, and nothing was written.
+"""
+_EXPORT_HELP = """
+examples
+  gqacheck export pytorch_model.bin exported/                    from_pretrained("exported/") loads it
+  gqacheck export old.bin out/ --dtype bfloat16 --max-shard-size 2GB
+
+Nothing of a pickle is executed, and weights are streamed. Where layers differ in size, the folder brings one small
+modelling file to read, and loads with trust_remote_code=True. Before OUT appears it is checked and loaded, and its
+logits are compared with CKPT's. Exit codes: 0 written; 2 usage; 3 cannot be exported, and nothing was written.
 """
 
 
@@ -176,7 +186,7 @@ def help_text(command: str | None) -> str:
     """The help of one command; of all of them for None."""
     if command is not None and command != "check":
         usage, sentence = COMMANDS[command]
-        more = _REPAIR_HELP if command == "repair" else ""
+        more = {"repair": _REPAIR_HELP, "export": _EXPORT_HELP}.get(command, "")
         return f"usage: gqacheck {command} {usage}\n\n{sentence}\n\noptions\n{_rows(COMMAND_FLAGS[command])}{more}"
     parts = [
         "usage: gqacheck CKPT [CKPT ...] [options]\n",

@@ -192,7 +192,26 @@ def _dispatch(argv: Sequence[str], screen: Screen) -> int:
         return 0
     if arguments.command == "repair":
         return _repair(arguments, screen, colour)
+    if arguments.command == "export":
+        return _export(arguments, screen, colour)
     return _demo(arguments, screen, colour)
+
+
+def _export(arguments: Arguments, screen: Screen, colour: str) -> int:
+    if len(arguments.words) != 2:
+        raise UsageError(f"export takes a checkpoint and a new folder, and was given {len(arguments.words)} words")
+    from gqacheck.export import export
+    from gqacheck.export.text import export_blocks
+
+    given = {key: value for key, value in arguments.given.items() if key != "color"}
+    progress = _progress(screen)
+    try:
+        report = export(*arguments.words, progress=progress, **given)
+    finally:
+        if progress is not None:
+            progress.close()
+    screen.show(export_blocks(report), colour)
+    return 0
 
 
 def _repair(arguments: Arguments, screen: Screen, colour: str) -> int:

@@ -153,12 +153,21 @@ REPAIR = (
     *(FLAGS[name] for name in ("--config", "--family", "--head-dim")),
     Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
 )
+EXPORT = (
+    Flag("--dtype", "DTYPE", "float32, bfloat16, float16 for all weights; default: as each is stored"),
+    Flag("--max-shard-size", "SIZE", "bytes of one file at most: 5GB (default), 200MB"),
+    Flag("--tokenizer", "PATH", "a tokenizer folder or file, for a checkpoint that has none"),
+    Flag("--force", "", "in spite of errors that are not about the tensors; nothing is ever made up"),
+    *(FLAGS[name] for name in ("--config", "--family", "--head-dim")),
+    Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
+)
 COMMAND_FLAGS: dict[str, tuple[Flag, ...]] = {
     "check": tuple(FLAGS.values()),
     "explain": _SHORT[1:],
     "rules": _SHORT,
     "demo": _SHORT[1:],
     "repair": REPAIR,
+    "export": EXPORT,
 }
 """The options of every sub-command."""
 ALIASES = {"-o": "--out"}

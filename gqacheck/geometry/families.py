@@ -15,6 +15,8 @@ from gqacheck.geometry.family import BiasPolicy, Family
 
 __all__ = ["FAMILIES", "GENERIC", "BiasPolicy", "Family", "family_by_class", "family_by_model_type", "family_by_name"]
 
+OWN_TYPE = "gqacheck_"
+"""How the ``model_type`` begins where ``gqacheck export`` wrote a modelling file; the family's name follows."""
 _Names = Mapping[str, tuple[str, ...]]
 
 
@@ -408,7 +410,9 @@ def family_by_name(name: str) -> Family | None:
 
 def family_by_model_type(model_type: str) -> Family | None:
     """The family whose config says ``model_type``, None when it is unknown."""
-    return _BY_MODEL_TYPE.get(model_type)
+    return _BY_MODEL_TYPE.get(model_type) or (
+        family_by_name(model_type.removeprefix(OWN_TYPE)) if model_type.startswith(OWN_TYPE) else None
+    )
 
 
 def family_by_class(class_name: str) -> Family | None:

@@ -210,10 +210,12 @@ def _norms(layer: Layer, parts: Parts, family: Family, config: Mapping[str, Plai
             needed.discard(role)
     if not stored.isdisjoint({"q", "k"}):
         needed |= {"q", "k"}
+    # where a norm follows each block too, post_attention is the attention's
+    behind = {"post_attention"} if "post_feedforward" in family.norms else set()
     if kind == "dropped":
-        needed -= _BEFORE_ATTENTION
+        needed -= _BEFORE_ATTENTION | behind
     if layer.mlp.kind == "dropped":
-        needed -= _BEFORE_MLP
+        needed -= _BEFORE_MLP - behind
     dropped = kind == "dropped" or layer.mlp.kind == "dropped"
     for role, names in family.norms.items():
         usual = habits.norms.get((kind, role))

@@ -1,21 +1,16 @@
-"""Where a repair is written: beside the destination under another name first, then moved there in one step."""
+"""Where a repair is written; how, is in ``gqacheck.place``."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
-from gqacheck.errors import UsageError
+from gqacheck import place
 from gqacheck.repair.facts import CannotRepair
-from gqacheck.text import printable
 
 FILE_ENDINGS = (".bin", ".pt", ".pth", ".safetensors")
 """A destination that ends so is a file; any other is a folder."""
+_LABEL = "-o"
 
 
 def names_a_file(out: str) -> bool:
@@ -29,53 +24,16 @@ def check_destination(out: str, sources: Sequence[str]) -> None:
     Raises:
         UsageError: it exists (an empty folder may), its folder does not, or it is one of the sources or inside one.
     """
-    shown = printable(out)
-    if not out or "\0" in out:
-        raise UsageError("-o takes the path of a new folder or file")
-    real = _real(out)
-    for source in sources:
-        original = _real(source)
-        if real == original:
-            raise UsageError(f"-o {shown} is the checkpoint itself or its parent: name a new folder or file")
-        if os.path.isdir(original) and real.startswith(original.rstrip(os.sep) + os.sep):
-            raise UsageError(
-                f"-o {shown} lies inside {printable(source)}, which is not touched: name a place beside it"
-            )
-    if os.path.islink(out):
-        raise UsageError(f"-o {shown} is a link: name a new folder or file")
-    if os.path.lexists(out):
-        empty_folder = not names_a_file(out) and os.path.isdir(out) and not os.listdir(out)
-        if not empty_folder:
-            raise UsageError(f"-o {shown} exists already and is never overwritten: name a new folder or file")
-    parent = os.path.dirname(os.path.abspath(out))
-    if not os.path.isdir(parent):
-        raise UsageError(f"-o {shown}: the folder {printable(parent)} does not exist")
+    place.check_destination(out, sources, label=_LABEL, file=names_a_file(out))
 
 
-def _real(path: str) -> str:
-    return os.path.realpath(os.path.abspath(path))
-
-
-@contextmanager
-def workplace(out: str) -> Iterator[str]:
+def workplace(out: str) -> AbstractContextManager[str]:
     """A folder beside ``out`` to write in, removed at the end whatever happens.
 
     Raises:
         CannotRepair: there is no space left, or nothing can be written there; one line.
     """
-    parent, name = os.path.split(os.path.abspath(out))
-    try:
-        folder = tempfile.mkdtemp(prefix=f".{name[:60]}.", suffix=".part", dir=parent)
-    except OSError as error:
-        raise CannotRepair(f"{printable(parent)}: cannot be written to ({_reason(error)})") from None
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CannotRepair(f"no space left in {printable(parent)}; nothing was written") from None
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return place.workplace(out, CannotRepair)
 
 
 def require_space(folder: str, nbytes: int) -> None:
@@ -84,12 +42,7 @@ def require_space(folder: str, nbytes: int) -> None:
     Raises:
         CannotRepair: they do not.
     """
-    free = shutil.disk_usage(folder).free
-    if nbytes > free:
-        where = printable(os.path.dirname(folder))
-        raise CannotRepair(
-            f"no space left in {where}: the repair needs about {nbytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free"
-        )
+    place.require_space(folder, nbytes, CannotRepair, what="the repair")
 
 
 def move_into_place(made: str, out: str) -> None:
@@ -98,50 +51,4 @@ def move_into_place(made: str, out: str) -> None:
     Raises:
         UsageError: something has appeared there in the meantime.
     """
-    _sync(made)
-    try:
-        if os.path.isdir(made):
-            os.rename(made, out)  # replaces an empty folder and nothing else
-        else:
-            _move_file(made, out)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
-            raise UsageError(f"-o {printable(out)} has appeared in the meantime; nothing was written") from None
-        raise
-    _sync_folder(os.path.dirname(os.path.abspath(out)))
-
-
-def _move_file(made: str, out: str) -> None:
-    try:
-        os.link(made, out)  # fails where a name exists already; a rename would replace it
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if os.path.lexists(out):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), out) from None
-        os.rename(made, out)
-
-
-def _sync(path: str) -> None:
-    """What was written reaches the disk before it gets its name."""
-    files = [path] if os.path.isfile(path) else [os.path.join(path, name) for name in os.listdir(path)]
-    for file in files:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _sync_folder(path: str) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    place.move_into_place(made, out, label=_LABEL)

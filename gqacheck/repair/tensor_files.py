@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from gqacheck.checkpoint import TensorInfo
-from gqacheck.errors import ReadError
-from gqacheck.formats.safetensors import DTYPES
-from gqacheck.formats.source import Source
+from gqacheck.formats.tensor_bytes import CODES, FileBytes, safetensors_header
 from gqacheck.repair.facts import CannotRepair
 from gqacheck.text import printable
-
-_CHUNK = 1 << 24
-_CODES = {name: code for code, name in DTYPES.items()}
 
 
 def write_safetensors(path: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> None:
@@ -26,72 +20,23 @@ def write_safetensors(path: str, tensors: Mapping[str, TensorInfo], metadata: Ma
         CannotRepair: a dtype that safetensors does not have.
         ReadError: the bytes of a tensor are not there.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, info in tensors.items():
-        header[name] = {
-            "dtype": _code(info),
-            "shape": list(info.shape),
-            "data_offsets": [end, end + info.nbytes],
-        }
-        end += info.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    with _Files() as files, open(path, "xb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+    entries = ((name, info.dtype, info.shape, info.nbytes) for name, info in tensors.items())
+    for info in tensors.values():
+        if info.dtype not in CODES:
+            raise CannotRepair(f"{printable(info.name)} is stored as {info.dtype}, which is not written")
+    with FileBytes() as files, open(path, "xb") as stream:
+        stream.write(safetensors_header(entries, metadata))
         for info in tensors.values():
-            for chunk in files.chunks(info):
+            for chunk in files.chunks(info) if info.is_contiguous else (_gathered(info),):
                 stream.write(chunk)
 
 
-def _code(info: TensorInfo) -> str:
-    try:
-        return _CODES[info.dtype]
-    except KeyError:
-        raise CannotRepair(f"{printable(info.name)} is stored as {info.dtype}, which is not written") from None
+def _gathered(info: TensorInfo) -> memoryview:
+    from gqacheck.repair.apply import tensor_bytes
+    from gqacheck.runtime.weights import WeightReader
 
-
-class _Files:
-    """Bytes of stored tensors, row after row; every file is opened once."""
-
-    def __init__(self) -> None:
-        self._sources: dict[str, Source] = {}
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for source in self._sources.values():
-            source.close()
-
-    def chunks(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
-        """The tensor's bytes in pieces.
-
-        Raises:
-            ReadError: they are not there.
-        """
-        storage = info.storage
-        if storage is None:
-            raise ReadError(f"{printable(info.name)} has no bytes in the file")
-        if not info.is_contiguous:
-            yield self._gathered(info)
-            return
-        size = info.nbytes // max(1, info.numel)
-        start = info.storage_offset * size
-        if start + info.nbytes > storage.nbytes:
-            raise ReadError(f"{printable(info.name)} reaches past its storage of {storage.nbytes} bytes")
-        source = self._sources.get(storage.file)
-        if source is None:
-            source = self._sources[storage.file] = Source.open(storage.file)
-        for at in range(0, info.nbytes, _CHUNK):
-            yield source.read(storage.offset + start + at, min(_CHUNK, info.nbytes - at))
-
-    def _gathered(self, info: TensorInfo) -> memoryview:
-        from gqacheck.repair.apply import tensor_bytes
-        from gqacheck.runtime.weights import WeightReader
-
-        with WeightReader() as reader:
-            return tensor_bytes(reader.read(info))
+    with WeightReader() as reader:
+        return tensor_bytes(reader.read(info))
 
 
 def write_torch(path: str, tensors: Mapping[str, TensorInfo], unwrapped: Sequence[str]) -> None:

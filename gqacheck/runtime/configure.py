@@ -10,6 +10,7 @@ from typing import Any
 from gqacheck.checkpoint import Checkpoint, Plain
 from gqacheck.errors import GqacheckError
 from gqacheck.geometry.facts import Geometry, Layer
+from gqacheck.geometry.families import OWN_TYPE
 
 
 class CannotRun(GqacheckError):
@@ -57,6 +58,8 @@ def config_class(checkpoint: Checkpoint, geometry: Geometry) -> tuple[type[Any],
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     stated = geometry.config.get("model_type")
+    if isinstance(stated, str) and stated.startswith(OWN_TYPE):
+        stated = None  # an export of ours: the family says which class it is made of
     pickled = (checkpoint.config.class_name or "").rpartition(".")[2] if checkpoint.config else ""
     named = [stated] if isinstance(stated, str) else []
     named += [model_type for model_type, name in CONFIG_MAPPING_NAMES.items() if name == pickled]
@@ -74,8 +77,8 @@ def config_class(checkpoint: Checkpoint, geometry: Geometry) -> tuple[type[Any],
     )
 
 
-def build_configs(checkpoint: Checkpoint, geometry: Geometry, cls: type[Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
-    """Configs of class ``cls`` to try in turn, each with the head counts (query, KV) it was built with.
+def build_configs(checkpoint: Checkpoint, geometry: Geometry, cls: type[Any]) -> Iterator[Any]:
+    """Configs of class ``cls`` to try in turn, built with different head counts.
 
     A config class may refuse the measured head counts (Llama: hidden % heads) and a model class may derive head_dim
     from them; the modules are brought to their measured sizes afterwards, so any counts that give the right
@@ -102,7 +105,7 @@ def build_configs(checkpoint: Checkpoint, geometry: Geometry, cls: type[Any]) ->
             refusal = refusal or error
             continue
         accepted = True
-        yield config, heads
+        yield config
     if not accepted and refusal is not None:
         raise CannotRun(f"{cls.__name__} refuses the checkpoint's config: {one_line(refusal)}") from refusal
 

@@ -8,8 +8,8 @@ is what the rebuilt model runs with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,10 +32,14 @@ _LEFTOVERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_ca
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A model with its weights, on its device, in eval mode; ``notes`` are sentences about what was noticed."""
+    """A model with its weights, on its device, in eval mode; ``notes`` are sentences about what was noticed.
+
+    sources: what every live tensor is made of, by name.
+    """
 
     model: Any
     notes: tuple[str, ...]
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 def rebuild(
@@ -44,9 +48,12 @@ def rebuild(
     *,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    weights: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Rebuilt:
     """The checkpoint as a running model with weights in ``dtype`` (as stored when None) and float32 buffers.
+
+    weights: False leaves the parameters on ``meta``, for a caller that reads them by ``Rebuilt.sources``.
 
     Raises:
         CannotRun: one sentence says why it cannot be rebuilt.
@@ -54,27 +61,36 @@ def rebuild(
     """
     _refuse_trained_copies(checkpoint)
     model, notes = build_skeleton(checkpoint, geometry)
-    path, _ = live_layers(model, geometry)
-    sources = live_sources(
-        checkpoint,
-        geometry,
-        model.state_dict().keys() | dict(model.named_buffers()).keys(),
-        layers=path,
-        embedding=_path_of(model, model.get_input_embeddings()),
-        lm_head=_path_of(model, model.get_output_embeddings()),
-    )
-    loader = _Loader(model, geometry, sources, dtype, device)
+    sources = sources_of(model, checkpoint, geometry)
+    loader = _Loader(model, geometry, sources, dtype, device if weights else "meta")
     notes += loader.load(checkpoint, progress)
     modules_decide = checkpoint.container is Container.MODULE
     notes += _settle_buffers(model, sources, keep=modules_decide)
     if modules_decide:
         notes += _adopt_attributes(model, checkpoint, geometry)
     notes += _choose_experts(model)
-    model.to(device)
     if dtype is not None:
         model.config.dtype = dtype
-    _scan(model)
-    return Rebuilt(model, tuple(notes))
+    if weights:
+        model.to(device)
+        _scan(model)
+    return Rebuilt(model, tuple(notes), sources)
+
+
+def sources_of(model: Any, checkpoint: Checkpoint, geometry: Geometry) -> dict[str, Source]:
+    """What every tensor of a live model is made of, by live name; stored ones without a counterpart under their own.
+
+    Raises:
+        CannotRun: two stored tensors are the same live one, or the experts of a layer do not stack.
+    """
+    return live_sources(
+        checkpoint,
+        geometry,
+        model.state_dict().keys() | dict(model.named_buffers()).keys(),
+        layers=live_layers(model, geometry)[0],
+        embedding=path_of(model, model.get_input_embeddings()),
+        lm_head=path_of(model, model.get_output_embeddings()),
+    )
 
 
 class _Loader:
@@ -88,8 +104,8 @@ class _Loader:
         self.sources = sources
         self.dtype = dtype
         self.device = device
-        self.head = _path_of(model, model.get_output_embeddings()) + ".weight"
-        self.embedding = _path_of(model, model.get_input_embeddings()) + ".weight"
+        self.head = path_of(model, model.get_output_embeddings()) + ".weight"
+        self.embedding = path_of(model, model.get_input_embeddings()) + ".weight"
         self.resizable = _resizable(geometry, sources) | {self.head, self.embedding}
 
     def load(self, checkpoint: Checkpoint, progress: Callable[[str, int, int], None] | None) -> list[str]:
@@ -342,7 +358,12 @@ def _scan(model: Any) -> None:
             raise CannotRun(f"{name} was left without values by the rebuild")
 
 
-def _path_of(model: Any, module: Any) -> str:
+def path_of(model: Any, module: Any) -> str:
+    """Where in ``model`` its embedding or lm_head stands.
+
+    Raises:
+        CannotRun: it has none.
+    """
     for path, candidate in model.named_modules():
         if candidate is module:
             return str(path)

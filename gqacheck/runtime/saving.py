@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from gqacheck.geometry.config import LAYER_LISTS
 from gqacheck.runtime.configure import one_line
 from gqacheck.runtime.skeleton import construct
 
+_LISTED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 _READ_BY_FORWARD = ("scaling", "variance_epsilon", "eps", "num_key_value_groups", "head_dim")
 
 
@@ -36,7 +39,8 @@ class _WarnsOnSaving:
             "`gqacheck export CKPT OUT` makes a folder that it can, of any file that gqacheck reads",
             stacklevel=2,
         )
-        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        with _accepted(self.config):  # type: ignore[attr-defined]
+            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     @property
     def __class__(self) -> type[Any]:  # pickle wants the class that it is told to write
@@ -48,6 +52,30 @@ class _WarnsOnSaving:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return copyreg.__newobj__, (self._stock,), self.__dict__  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _accepted(config: Any) -> Iterator[None]:
+    """Inside, ``config`` says head counts that its class lets pass when it is written, and the true ones in lists."""
+    try:
+        getattr(config, "validate", lambda: None)()
+    except Exception:  # config classes raise whatever they like
+        before = dict(vars(config))
+        true = [getattr(config, key, None) or 0 for key in _LISTED]
+        lists = getattr(config, LAYER_LISTS, None)
+        lists = lists or {key: [size] * config.num_hidden_layers for key, size in zip(_LISTED, true, strict=True)}
+        heads = config.hidden_size // config.head_dim
+        config.__dict__.update(dict.fromkeys(_LISTED[:2], heads), **{LAYER_LISTS: lists})
+        try:
+            yield
+        finally:
+            for key in (*_LISTED[:2], LAYER_LISTS):
+                if key in before:
+                    vars(config)[key] = before[key]
+                else:
+                    vars(config).pop(key, None)
+    else:
+        yield
 
 
 def plain_fault(model: Any) -> str:

@@ -88,7 +88,7 @@ def build_skeleton(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Any, lis
     refuse(checkpoint, geometry)
     cls, notes = config_class(checkpoint, geometry)
     failure: Exception | None = None
-    for config, _ in build_configs(checkpoint, geometry, cls):
+    for config in build_configs(checkpoint, geometry, cls):
         try:
             model = construct(config)
         except Exception as error:  # model classes raise whatever they like; the sentence goes to the user

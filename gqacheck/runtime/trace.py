@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from gqacheck.runtime.corpus import SMOKE, load_corpus
 
+_READ_BY_FORWARD = frozenset(
+    (
+        "eps", "variance_epsilon", "scaling", "scale", "softmax_scale", "attn_logit_softcapping", "sliding_window",
+        "is_sliding", "is_causal", "layer_idx", "head_dim", "rope_theta", "attention_scaling", "residual_multiplier",
+        "embedding_multiplier", "logits_scaling", "logit_scale", "embed_scale", "top_k", "norm_topk_prob",
+        "routed_scaling_factor", "use_rope", "use_qk_norm", "rotary_ndims", "max_seq_len_cached",
+    )
+)  # fmt: skip
+"""Attributes that a forward pass of one of the stock classes multiplies by or decides on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """``hidden``: [B, T, H] after each decoder layer; ``logits``: [B, T, V]; on the CPU, in the dtype computed in."""
+    """``hidden``: [B, T, H] after each decoder layer; ``logits``: [B, T, V]; on the CPU, in the dtype computed in.
+
+    numbers: what every module says of itself in numbers (``eps``, ``scaling``), by its path and name; buffers: those
+    that are computed and not stored. A short text need not show where they differ.
+    """
 
     hidden: tuple[torch.Tensor, ...]
     logits: torch.Tensor
+    numbers: Mapping[str, float | bool | None] = field(default_factory=dict)
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def trace(model: Any, layers: Sequence[Any], ids: torch.Tensor) -> Trace:
@@ -33,21 +49,47 @@ def trace(model: Any, layers: Sequence[Any], ids: torch.Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(hidden), logits)
+    return Trace(tuple(hidden), logits, dict(_numbers(model)), dict(_buffers(model)))
+
+
+def _numbers(model: Any) -> Iterator[tuple[str, float | bool | None]]:
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in _READ_BY_FORWARD and (value is None or isinstance(value, int | float)):
+                yield f"{path}.{name}", value
+
+
+def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name not in stored:
+            yield name, buffer.detach().cpu()
+
+
+def other_numbers(ours: Trace, theirs: Trace) -> str:
+    """The first number or buffer that both models have and that differs, in words; "" when none does."""
+    for name, value in ours.numbers.items():
+        if name in theirs.numbers and value != theirs.numbers[name]:
+            return f"{name} is {value} instead of {theirs.numbers[name]}"
+    for name, buffer in ours.buffers.items():
+        other = theirs.buffers.get(name)
+        if other is not None and not torch.equal(buffer.to(other.dtype), other):
+            return f"{name} is another one"
+    return ""
 
 
 def smoke_ids(tokenizer: Any, rows: int, *, tokens: int) -> torch.Tensor:
     """Ids [B, T] of the beginning of the built-in texts, one row each, all below ``rows``.
 
-    Without a tokenizer, or with one that does not fit, the text's bytes stand for themselves.
+    A text that gives too few is left out; without a tokenizer, or with one that does not fit, its bytes stand for
+    themselves.
     """
     texts = [segment.text for segment in load_corpus(SMOKE).segments]
-    lines = [_encode(tokenizer, text[: 16 * tokens]) for text in texts]
-    shortest = min(len(line) for line in lines)
-    if shortest < 2 or max(max(line[:tokens]) for line in lines) >= rows:
+    lines = [_encode(tokenizer, text[: 16 * tokens])[:tokens] for text in texts]
+    lines = [line for line in lines if len(line) == tokens and max(line) < rows]
+    if not lines:
         lines = [[byte % max(rows, 1) for byte in text.encode("utf-8")[:tokens]] for text in texts]
-        shortest = tokens
-    return torch.tensor([line[: min(tokens, shortest)] for line in lines])
+    return torch.tensor(lines)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -16,7 +16,7 @@ _NARROW = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
 _WIDE = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 _READABLE = {name: getattr(torch, name) for name in (*_WIDE, *_NARROW, "uint16", "uint32", "uint64")}
 _REPEATED_BYTES = 1 << 24  # a view may repeat its storage (stride 0) up to this size, not without bound
-_FORGET_FROM = 1 << 20
+_FORGET_FROM = 1 << 22
 _FLOATING = frozenset(("float16", "bfloat16", "float32", "float64", *_NARROW))
 
 
@@ -45,6 +45,7 @@ class WeightReader:
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
+        self._in_memory: dict[str, int] = {}
         self._asked = 0
         self._stored = 0
         self._storages: set[tuple[str, str]] = set()
@@ -104,8 +105,18 @@ class WeightReader:
         view = torch.frombuffer(mapped, dtype=stored, count=nbytes // size, offset=start)
         tensor = view.as_strided(info.shape, info.strides).to(device=device, dtype=dtype or stored, copy=True)
         del view
-        _forget_pages(mapped, start, nbytes)
+        self._forget(storage.file, nbytes)
         return tensor
+
+    def _forget(self, file: str, nbytes: int) -> None:
+        """Lets go of pages that were copied, so that the peak is the model and not the model plus its file.
+
+        Every so many bytes, of the whole file: of many small tensors none fills pages of its own.
+        """
+        self._in_memory[file] = self._in_memory.get(file, 0) + nbytes
+        if self._in_memory[file] >= _FORGET_FROM and hasattr(mmap.mmap, "madvise"):
+            self._maps[file].madvise(mmap.MADV_DONTNEED)
+            self._in_memory[file] = 0
 
     def _map(self, file: str) -> mmap.mmap:
         mapped = self._maps.get(file)
@@ -118,16 +129,6 @@ class WeightReader:
                 raise ReadError(f"cannot read the weights in {file}: {error}") from error
             self._maps[file] = mapped
         return mapped
-
-
-def _forget_pages(mapped: mmap.mmap, start: int, nbytes: int) -> None:
-    """Lets go of pages that were copied, so that the peak is the model and not the model plus its file."""
-    if nbytes < _FORGET_FROM or not hasattr(mapped, "madvise"):
-        return
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if length > 0:
-        mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def _last_element(info: TensorInfo) -> int:

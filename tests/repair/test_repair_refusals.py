@@ -14,6 +14,7 @@ import torch
 from repair_cuts import WIDTH, Cut, config, cut_tensors, parent_tensors, read_folder, same, write_folder
 from safetensors.torch import save_file
 
+from gqacheck import place as shared_place
 from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.repair import CannotRepair, repair
 from gqacheck.repair import place as placing
@@ -222,7 +223,7 @@ def test_full_disk_is_told_before_and_while_writing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(placing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))  # type: ignore[attr-defined]
+        patch.setattr(shared_place.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 990, 10))  # type: ignore[attr-defined]
         assert "no space left" in refused(tmp_path, broken, base=base, out=tmp_path / "fixed")
     with monkeypatch.context() as patch:
         patch.setattr(writing, "write_safetensors", full)
@@ -248,14 +249,14 @@ def test_destination_that_appears_meanwhile_is_not_replaced(
     tmp_path: Path, base: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "fixed"
-    real = placing._sync
+    real = shared_place.sync
 
     def late(path: str) -> None:
         real(path)
         out.mkdir()
         (out / "mine").write_text("mine")
 
-    monkeypatch.setattr(placing, "_sync", late)
+    monkeypatch.setattr(shared_place, "sync", late)
     with pytest.raises(UsageError, match="appeared"):
         repair(broken, base=base, out=out)
     assert [path.name for path in out.iterdir()] == ["mine"]

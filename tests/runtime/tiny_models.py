@@ -127,6 +127,34 @@ CASES_BEYOND: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax_m2": ("minimax_m2", {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64}),
     "llama4": ("llama4_text", {"num_local_experts": 5, "intermediate_size_mlp": 112}),
 }
+_LATENT = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 12,
+}
+_LATENT_MOE = {**_MOE, "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, **_LATENT}
+_DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    "head_dim": 16,
+}
+# The other families of the table that transformers can build; those with latent attention have no heads to cut.
+CASES_FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "ministral3": ("ministral3", {}),
+    "internlm3": ("internlm3", {}),
+    "qwen3_5": ("qwen3_5_text", _DELTA_NET),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {**_MOE, "shared_expert_intermediate_size": 32, **_DELTA_NET}),
+    "deepseek_v2": ("deepseek_v2", {**_LATENT_MOE, "head_dim": 8}),
+    "deepseek_v3": ("deepseek_v3", _LATENT_MOE),
+    "glm4_moe_lite": ("glm4_moe_lite", _LATENT_MOE),
+    "minicpm3": ("minicpm3", _LATENT),
+}
 NO_HEAD_DIM_KEY = ("falcon", "stablelm")
 
 
@@ -134,7 +162,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
     """The config of one case, with ``changes`` on top."""
     from transformers import AutoConfig
 
-    model_type, settings = CASES.get(name) or CASES_BEYOND[name]
+    model_type, settings = {**CASES, **CASES_BEYOND, **CASES_FURTHER}[name]
     values = {**_COMMON, **settings, **changes}
     if model_type in NO_HEAD_DIM_KEY:
         values.pop("head_dim")

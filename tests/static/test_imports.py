@@ -23,7 +23,7 @@ HEAVY = frozenset(
 SLOW_STDLIB = frozenset(("asyncio", "email", "urllib.request", "http", "unittest", "multiprocessing", "ssl", "sqlite3"))
 ORDER = (
     ("errors", "text"),
-    ("checkpoint",),
+    ("checkpoint", "place"),
     ("formats",),
     ("geometry",),
     ("rules",),

@@ -1,0 +1,259 @@
+"""The export from end to end: check, choose a form, write beside the destination, verify, move into place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from gqacheck.checkpoint import Checkpoint, Container
+from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.export.beside import tokenizer_fault, write_generation_config, write_papers, write_tokenizer
+from gqacheck.export.facts import CannotExport, Comparison, ExportReport, Form
+from gqacheck.export.form import Wanted, choose_form, main_dtype
+from gqacheck.export.source import fingerprint, refuse_unsound, tied_to_embedding
+from gqacheck.export.stream import Progress, first_difference, parse_size, plan_shards, write_shards
+from gqacheck.export.verify import Side, check_folder, compare, load_report
+from gqacheck.pipeline import Options, check_path
+from gqacheck.place import check_destination, move_into_place, require_space, workplace
+from gqacheck.result import CheckpointReport
+from gqacheck.rules.rule import Severity
+
+LABEL = "OUT"
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_ROOM = 64 << 20
+"""Bytes for headers, configs and tokenizers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The request, checked."""
+
+    path: str
+    out: str
+    options: Options
+    dtype: str | None
+    shard_bytes: int
+    tokenizer: str | None
+    force: bool
+    pad: bool
+    like: str | None
+    progress: Progress | None
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    pad: bool = False,
+    like: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    head_dim: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Writes the checkpoint at ``path`` as the folder ``out`` that plain transformers loads, and says how.
+
+    Layers of one size load with ``AutoModelForCausalLM.from_pretrained(out)``; where layers differ, the folder brings a
+    modelling file of its own and loads with ``trust_remote_code=True``. Nothing of a pickle is executed, tensors are
+    streamed, the checkpoint is never touched. Before the folder gets its name it is checked, loaded, and its logits are
+    compared with the source's.
+
+    dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64`` for all weights; None or ``auto`` keeps each as it is
+    stored. force: export in spite of errors that are not about the tensors; nothing is ever made up.
+
+        >>> report = export("pytorch_model.bin", "exported/")      # doctest: +SKIP
+        >>> report.way, report.comparison.difference
+        ('own-code', 0.0)
+
+    Raises:
+        UsageError: the request makes no sense (``out`` exists, or is the source or inside it).
+        CannotExport: it cannot be exported, with the reason; nothing was written.
+        ReadError: a file that was named cannot be read.
+        MissingDependency: torch or transformers is not installed.
+    """
+    started = perf_counter()
+    asked = _Asked(
+        os.fspath(path),
+        os.fspath(out),
+        Options(config=None if config is None else os.fspath(config), family=family, head_dim=head_dim),
+        _checked_dtype(dtype),
+        parse_size(max_shard_size),
+        None if tokenizer is None else os.fspath(tokenizer),
+        force,
+        pad,
+        like,
+        progress,
+    )
+    if pad or like is not None:
+        raise UsageError("--pad and --like are not there yet")
+    from gqacheck.runtime.run import require_run_extra
+
+    require_run_extra("export")
+    before = check_path(asked.path, asked.options)
+    if before.checkpoint is None or before.geometry is None or before.error is not None:
+        raise CannotExport(before.error or "the checkpoint cannot be read")
+    checkpoint = before.checkpoint
+    check_destination(asked.out, [_place_of(checkpoint)], label=LABEL)
+    refuse_unsound(before, force=force)
+    with workplace(asked.out, CannotExport) as work, _quietly(work):
+        return _carry_out(asked, before, work, started)
+
+
+def _checked_dtype(dtype: str | None) -> str | None:
+    if dtype in (None, "auto"):
+        return None
+    if dtype not in _DTYPES:
+        raise UsageError(f"unknown dtype {str(dtype)[:40]!r}: use float32, bfloat16, float16 or auto (as stored)")
+    return dtype
+
+
+def _place_of(checkpoint: Checkpoint) -> str:
+    """What must not be written into: the folder, or the single file."""
+    files = {info.storage.file for info in checkpoint.tensors.values() if info.storage is not None}
+    alone = len(files) == 1 and checkpoint.container is not Container.FOLDER and not os.path.isdir(checkpoint.path)
+    return next(iter(files)) if alone else checkpoint.root
+
+
+@contextmanager
+def _quietly(work: str) -> Iterator[None]:
+    """Third parties print nothing, ask nobody, and leave no modules behind."""
+    import torch
+
+    from gqacheck.runtime.own_code import own_code_in
+    from gqacheck.runtime.quiet import quiet_and_offline
+
+    with quiet_and_offline(), own_code_in(os.path.join(work, "modules")), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: float) -> ExportReport:
+    checkpoint, geometry = before.checkpoint, before.geometry
+    assert checkpoint is not None
+    assert geometry is not None
+    marks = fingerprint(checkpoint)
+    tied = tied_to_embedding(checkpoint, geometry)
+    form = choose_form(Wanted(checkpoint, geometry, work, tied, asked.dtype))
+    require_space(work, sum(each.nbytes for each in form.tensors) + _ROOM, CannotExport, what="the export")
+    folder = os.path.join(work, "out")
+    os.mkdir(folder)
+    shards = plan_shards(form.tensors, asked.shard_bytes)
+    write_shards(folder, shards, asked.progress)
+    notes = [*form.notes, *_write_beside(folder, form, checkpoint)]
+    kept = write_tokenizer(folder, checkpoint, asked.tokenizer, code_too=form.way == "as-stored" and bool(form.code))
+    ours = form.way == "own-code"  # nobody else's code is run
+    fault = tokenizer_fault(folder, checkpoint, asked.tokenizer, own_code=ours) if form.way != "as-stored" else ""
+    if fault:
+        notes.append(f"tokenizer: {fault}")
+    wrong = first_difference(folder, shards, asked.progress)
+    if wrong:
+        raise CannotExport(f"{wrong} does not read back as it was written; nothing was written")
+    after, comparison = _verify(asked, before, folder, form)
+    changed = marks.changed()
+    if changed:
+        raise CannotExport(f"{changed} changed while it was read; nothing was written: export it again")
+    files = tuple(sorted(os.listdir(folder)))
+    size = sum(os.path.getsize(os.path.join(folder, name)) for name in files)
+    move_into_place(folder, asked.out, label=LABEL)
+    return ExportReport(
+        asked.path,
+        asked.out,
+        form.way,
+        form.why,
+        form.architecture,
+        _dtypes(form),
+        sum(each.numel for each in form.tensors),
+        len(shards),
+        files,
+        kept,
+        tuple(notes),
+        _cured(before, after),
+        before,
+        after,
+        comparison,
+        size,
+        perf_counter() - started,
+    )
+
+
+def _write_beside(folder: str, form: Form, checkpoint: Checkpoint) -> list[str]:
+    """Writes config, code, generation settings and papers; sentences on what was changed."""
+    _write_json(os.path.join(folder, "config.json"), form.config)
+    for name, source in form.code.items():
+        with open(os.path.join(folder, name), "x", encoding="utf-8") as stream:
+            stream.write(source)
+    write_papers(folder, checkpoint)
+    return write_generation_config(folder, checkpoint, form.config)
+
+
+def _write_json(path: str, values: Mapping[str, Any]) -> None:
+    with open(path, "x", encoding="utf-8") as stream:
+        json.dump(values, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+
+
+def _verify(asked: _Asked, before: CheckpointReport, folder: str, form: Form) -> tuple[CheckpointReport, Comparison]:
+    """The check of the folder and its logits beside the source's.
+
+    Raises:
+        CannotExport: the folder is not what the source is; the message says where it begins.
+    """
+    checkpoint, geometry = before.checkpoint, before.geometry
+    assert checkpoint is not None
+    assert geometry is not None
+    after = check_folder(folder, before, force=asked.force)
+    if form.way == "as-stored":
+        return after, Comparison(False, form.why)
+    lacking = load_report(folder, form)
+    if lacking:
+        raise CannotExport(f"{lacking}; nothing was written")
+    comparison = compare(
+        Side(checkpoint, geometry),
+        folder,
+        form,
+        _tokenizer(folder),
+        rounded=asked.dtype,
+        progress=asked.progress,
+    )
+    if comparison.ran and not comparison.equal:
+        why = f" ({comparison.reason}, which no config can say)" if comparison.reason else ""
+        raise CannotExport(
+            f"what was written computes something else than the source, from {comparison.layer} on: logits differ by "
+            f"{comparison.difference:.2g} of their standard deviation where rounding makes {comparison.allowed:.2g} at "
+            f"most{why}; nothing was written"
+        )
+    return after, comparison
+
+
+def _tokenizer(folder: str) -> Any:
+    from gqacheck.formats import open_checkpoint
+    from gqacheck.runtime.tokenizer import open_tokenizer
+
+    try:
+        return open_tokenizer(open_checkpoint(folder))
+    except GqacheckError:
+        return None
+
+
+def _dtypes(form: Form) -> str:
+    main = main_dtype(form.tensors)
+    others = sorted({each.dtype for each in form.tensors} - {main})
+    return ", ".join((main, *others))
+
+
+def _cured(before: CheckpointReport, after: CheckpointReport) -> tuple[str, ...]:
+    """Errors of the source that the folder does not have."""
+    left = {finding.code for finding in after.findings}
+    return tuple(
+        f"{finding.code} {finding.message}"
+        for finding in before.findings
+        if finding.severity is Severity.ERROR and finding.code not in left
+    )
