@@ -233,6 +233,12 @@ def write_text(folder: str, prompt: str) -> str:
     return pipe(prompt, max_new_tokens=4, do_sample=False)[0]["generated_text"]
 
 
+def encode(folder: str, text: str) -> dict[str, Any]:
+    """What the tokenizer of the folder makes of a text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return {"ids": tokenizer.encode(text), "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+
+
 def in_chunks(folder: str, ids: list[list[int]]) -> dict[str, Any]:
     """Generation whose prompt is read in pieces, which fills a static cache ahead of time in transformers 5."""
     model, batch = load(folder), torch.tensor(ids)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from export_cases import assert_equal_answers, cut_alike, exported, save_module, save_state
 from tiny_models import CASES, CASES_BEYOND, NO_HEAD_DIM_KEY, tiny_model, tiny_tokenizer
-from tiny_surgery import cut_attention, cut_layers
+from tiny_surgery import cut_attention, cut_channels, cut_layers
 
 from gqacheck.export import CannotExport
 from gqacheck.export.code import SUPPORTED
@@ -95,7 +95,7 @@ def test_export_of_a_llama_that_its_config_refuses_is_a_mistral(name: str, stran
     for layer in model.model.layers:
         cut_attention(layer.self_attn, (0, 1, 3), (0, 1, 2))  # 9 heads do not divide 96
     source = save_module(model, tmp_path / "in")
-    with pytest.raises(CannotExport, match="GQA105 9 query heads.*--force"):
+    with pytest.raises(CannotExport, match=r"GQA105 9 query heads.*--force"):
         exported(source, tmp_path / "out")
     report = exported(source, tmp_path / "out", force=True)
     assert (report.way, report.architecture) == ("other-class", "MistralForCausalLM")
@@ -159,9 +159,7 @@ def test_export_of_experts_of_an_odd_width_says_how_to_run_them(stranger: Any, t
     """Torch's grouped product wants rows of 16 bytes: 53 float32 numbers are not."""
     model = tiny_model("mixtral")
     for layer in model.model.layers:
-        from tiny_surgery import cut_channels
-
-        cut_channels(layer.mlp, dict.fromkeys(range(5), list(range(53))))
+        cut_channels(layer.mlp, {expert: list(range(53)) for expert in range(5)})
     model.set_experts_implementation("eager")
     report = exported(save_module(model, tmp_path / "in"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["experts_implementation"] == "eager"
