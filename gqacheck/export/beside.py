@@ -23,10 +23,12 @@ _TOKENIZER_SET = TOKENIZER_FILES | {
 _PAPERS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "README.md", "USE_POLICY.md")
 _ALWAYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What generation does anyway when nothing is said.
-_NEUTRAL: Mapping[str, Any] = {
-    "max_length": 20, "num_beams": 1, "num_beam_groups": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
-    "typical_p": 1.0, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "length_penalty": 1.0,
-    "num_return_sequences": 1, "use_cache": True,
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "max_length": (20,), "num_beams": (1,), "num_beam_groups": (1,), "temperature": (1.0,), "top_k": (50,),
+    "top_p": (1.0,), "typical_p": (1.0,), "repetition_penalty": (1.0,), "encoder_repetition_penalty": (1.0,),
+    "length_penalty": (1.0,), "num_return_sequences": (1,), "use_cache": (True,), "num_assistant_tokens": (5, 20),
+    "num_assistant_tokens_schedule": ("heuristic", "constant"), "assistant_confidence_threshold": (0.4,),
+    "assistant_lookbehind": (10,), "target_lookbehind": (10,),
 }  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
@@ -64,7 +66,7 @@ def write_generation_config(folder: str, checkpoint: Checkpoint, config: Mapping
 def _says_something(key: str, value: Any) -> bool:
     if key in _ALWAYS:
         return value is not None
-    return bool(value) and not key.startswith("_") and _NEUTRAL.get(key) != value
+    return bool(value) and not key.startswith("_") and value not in _NEUTRAL.get(key, ())
 
 
 def write_tokenizer(folder: str, checkpoint: Checkpoint, given: str | None, *, code_too: bool = False) -> str:

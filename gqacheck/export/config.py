@@ -41,7 +41,7 @@ def raw_values(geometry: Geometry, cls: type[Any], *, tied: bool) -> dict[str, A
     """
     from gqacheck.runtime.configure import known_keys, measured_values
 
-    values = measured_values(geometry, cls)
+    values = {key: value for key, value in measured_values(geometry, cls).items() if not _leads_elsewhere(value)}
     fields = known_keys(cls)
     full = [layer.attention for layer in geometry.layers if layer.attention.kind == "full"]
     queries = [attention.n_q_heads for attention in full if attention.n_q_heads]
@@ -143,16 +143,18 @@ def finished(
         for key, value in config.to_dict().items()
         if not key.startswith("_") and key not in _BOOKKEEPING and key not in _generation_keys()
     }
-    for key in ("architectures", "auto_map", "dtype", "model_type", LAYER_LISTS):
-        lists = said.pop(key, None)
+    lists = said.pop(LAYER_LISTS, None)
+    for key in ("architectures", "auto_map", "dtype", "model_type"):
+        said.pop(key, None)
     values: dict[str, Any] = {"architectures": [architecture]} if architecture else {}
     if auto_map:
         values["auto_map"] = dict(auto_map)
     values["model_type"] = config.model_type
-    values |= {key: said[key] for key in sorted(said) if not _leads_elsewhere(said[key])}
+    older = _older_names(said)
+    values |= {key: said[key] for key in sorted(said.keys() - older.keys()) if not _leads_elsewhere(said[key])}
     if lists is not None:
         values[LAYER_LISTS] = lists
-    values |= _older_names(values)
+    values |= older
     values |= {"dtype": dtype, "torch_dtype": dtype, "transformers_version": transformers.__version__}
     return values
 

@@ -103,7 +103,7 @@ def export(
         raise CannotExport(before.error or "the checkpoint cannot be read")
     checkpoint = before.checkpoint
     check_destination(asked.out, [_place_of(checkpoint)], label=LABEL)
-    refuse_unsound(before, force=force)
+    refuse_unsound(before, head_dim_given=head_dim is not None, force=force)
     with workplace(asked.out, CannotExport) as work, _quietly(work):
         return _carry_out(asked, before, work, started)
 

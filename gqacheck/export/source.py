@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gqacheck.checkpoint import Checkpoint, TensorInfo
 from gqacheck.export.facts import CannotExport
-from gqacheck.geometry.config import is_true
+from gqacheck.geometry.config import config_number, is_true
 from gqacheck.geometry.facts import Geometry
 from gqacheck.geometry.names import is_adapter
 from gqacheck.report.words import layers_words
@@ -25,6 +25,7 @@ be made of them without making something up."""
 ABOUT_MEANING = frozenset(("GQA105", "GQA010"))
 """Rules whose errors an export would hide: the folder would say what is stored, and nobody would ask any more."""
 _SHOWN = 3
+_INFERRED = ("inferred", "guessed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,10 @@ def _facts(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
-def refuse_unsound(before: CheckpointReport, *, force: bool) -> None:
+def refuse_unsound(before: CheckpointReport, *, head_dim_given: bool, force: bool) -> None:
     """Nothing, when a folder that loads can be made of the checkpoint.
+
+    head_dim_given: the caller says how wide a head is.
 
     Raises:
         CannotExport: with the first reason why not.
@@ -83,11 +86,36 @@ def refuse_unsound(before: CheckpointReport, *, force: bool) -> None:
     fatal = [finding for finding in errors if finding.code in ABOUT_TENSORS or _lost(finding, before.geometry)]
     if fatal:
         raise CannotExport(f"{_told(fatal)}; an export would have to make something up: repair the checkpoint first")
+    unsure = "" if head_dim_given or before.geometry is None else _unsure_head_dim(before.geometry)
+    if unsure:
+        raise CannotExport(f"{unsure}; every head count hangs on it: say which it is with --head-dim N")
     if checkpoint.config is None:
         raise CannotExport("the checkpoint carries no config, and an export needs one: give it with --config FILE")
     hidden = [finding for finding in errors if finding.code in ABOUT_MEANING]
     if hidden and not force:
         raise CannotExport(f"{_told(hidden)}; if that is meant, --force exports it as it is")
+
+
+def _unsure_head_dim(geometry: Geometry) -> str:
+    """Why it is not certain how wide a head is, one clause; "" when something states it or all that is heard agrees.
+
+    What is inferred may be wrong although a folder made of it loads: 128 rows are 16 heads of 8 or 8 heads of 16.
+    """
+    hidden, heads = (config_number(geometry.config, key) for key in ("hidden_size", "num_attention_heads"))
+    for layer in geometry.layers:
+        found = layer.attention.head_dim
+        if layer.attention.kind != "full" or (found is not None and not found.source.startswith(_INFERRED)):
+            continue
+        if found is None or found.source.startswith("guessed"):
+            return f"layer {layer.index}: nothing says how wide its heads are"
+        whole = bool(hidden and heads and hidden % heads == 0)
+        others = [claim for claim in found.disputed if whole or "hidden_size //" not in claim.source]
+        if others:
+            return (
+                f"layer {layer.index}: head_dim is {found.value} by {found.source.removeprefix('inferred: ')}, but "
+                f"{others[0].value} by {others[0].source.removeprefix('inferred: ')}"
+            )
+    return ""
 
 
 def _lost(finding: Finding, geometry: Geometry | None) -> bool:

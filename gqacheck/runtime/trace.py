@@ -19,6 +19,13 @@ _READ_BY_FORWARD = frozenset(
     )
 )  # fmt: skip
 """Attributes that a forward pass of one of the stock classes multiplies by or decides on."""
+_NO_SETTINGS = frozenset(
+    (
+        "architectures", "auto_map", "dtype", "gqacheck_layers", "head_dim", "intermediate_size", "model_type",
+        "num_attention_heads", "num_key_value_heads", "num_kv_heads", "torch_dtype", "transformers_version",
+    )
+)  # fmt: skip
+"""Config keys that say who wrote it, or sizes that the tensors' shapes say too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +33,15 @@ class Trace:
     """``hidden``: [B, T, H] after each decoder layer; ``logits``: [B, T, V]; on the CPU, in the dtype computed in.
 
     numbers: what every module says of itself in numbers (``eps``, ``scaling``), by its path and name; buffers: those
-    that are computed and not stored. A short text need not show where they differ.
+    that are computed and not stored; settings: the config without its sizes. A short text need not show where they
+    differ.
     """
 
     hidden: tuple[torch.Tensor, ...]
     logits: torch.Tensor
     numbers: Mapping[str, float | bool | None] = field(default_factory=dict)
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def trace(model: Any, layers: Sequence[Any], ids: torch.Tensor) -> Trace:
@@ -49,7 +58,7 @@ def trace(model: Any, layers: Sequence[Any], ids: torch.Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(hidden), logits, dict(_numbers(model)), dict(_buffers(model)))
+    return Trace(tuple(hidden), logits, dict(_numbers(model)), dict(_buffers(model)), _settings(model.config))
 
 
 def _numbers(model: Any) -> Iterator[tuple[str, float | bool | None]]:
@@ -66,11 +75,18 @@ def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, buffer.detach().cpu()
 
 
+def _settings(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in _NO_SETTINGS and key[0] != "_"}
+
+
 def other_numbers(ours: Trace, theirs: Trace) -> str:
     """The first number or buffer that both models have and that differs, in words; "" when none does."""
     for name, value in ours.numbers.items():
         if name in theirs.numbers and value != theirs.numbers[name]:
             return f"{name} is {value} instead of {theirs.numbers[name]}"
+    for name, value in ours.settings.items():
+        if name in theirs.settings and value != theirs.settings[name]:
+            return f"the config's {name} is {value} instead of {theirs.settings[name]}"
     for name, buffer in ours.buffers.items():
         other = theirs.buffers.get(name)
         if other is not None and not torch.equal(buffer.to(other.dtype), other):

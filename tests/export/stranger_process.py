@@ -222,7 +222,7 @@ def backbone(folder: str, ids: list[list[int]], out: str) -> dict[str, Any]:
         first.save_pretrained(out)
         second = AutoModel.from_pretrained(out, trust_remote_code=True, dtype=torch.float32).eval()
         apart = [float((m(input_ids=batch).last_hidden_state - expected).abs().max()) for m in (first, second)]
-    return {"class": type(second).__name__, "apart": apart}
+    return {"class": type(second).__name__, "apart": apart, "other engines": second.is_backend_compatible()}
 
 
 def write_text(folder: str, prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""The zoo: what is sound, legal or silently wrong is exported as it is; what is broken is refused by the name of its rule."""
+"""The zoo: what is sound, legal or silently wrong is exported as it is; what is broken is refused by a rule's name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from export_cases import exported
 
 from fixtures.zoo import ZOO, build_case
 from gqacheck.export import CannotExport
-from gqacheck.runtime.load import load_model
+from gqacheck.formats import open_checkpoint
+from gqacheck.geometry.measure import measure
+from gqacheck.runtime.rebuild import rebuild
 
 NO_CONFIG = {"llama-compiled-state-dict", "llama-nonuniform-state-dict"}
 FORCED = {
-    "llama-30x6": "GQA105", "qwen2-kv-only": "GQA105", "llama-q-only": "GQA105", "llama-groups-attribute-stale": "GQA105",
+    "llama-30x6": "GQA105", "qwen2-kv-only": "GQA105", "llama-q-only": "GQA105",
+    "llama-groups-attribute-stale": "GQA105",
 }  # fmt: skip
 REFUSED = {
     "llama-31x7": "GQA104", "llama-kv-only": "GQA104", "llama-k-not-v": "GQA103", "qwen2-v-not-k": "GQA103",
@@ -26,6 +29,8 @@ REFUSED = {
     "llama-vocabulary-embedding-only": "GQA408", "llama-head-missing": "GQA410", "llama-o-missing": "GQA410",
     "llama-shard-missing": "GQA014", "qwen2-shard-misplaced": "GQA014",
 }  # fmt: skip
+HEAD_DIM = {"qwen2-config-heads-stale": {"head_dim": 8}}
+"""28 heads and 168 rows: 28 heads of 6, or 21 of 8 beside a stale config."""
 OTHER_CLASS = {"llama-uniform-bin-config-stale", "llama-24x6-folder", "llama-oversized"}
 EXPORTED = [case for case in ZOO if case.name not in NO_CONFIG | FORCED.keys() | REFUSED.keys()]
 
@@ -37,11 +42,13 @@ def ids_of(rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("case", EXPORTED, ids=lambda case: case.name)
 def test_export_of_a_zoo_case_computes_what_the_checkpoint_computes(case: Any, stranger: Any, tmp_path: Path) -> None:
     source = build_case(case, tmp_path / "in")
-    report = exported(source, tmp_path / "out", **case.options)
+    options = {**case.options, **HEAD_DIM.get(case.name, {})}
+    report = exported(source, tmp_path / "out", **options)
     assert report.comparison.difference == 0.0
     assert (report.way == "other-class") == (case.name in OTHER_CLASS)
     assert not [finding for finding in report.after.findings if finding.severity == "error"]
-    model, _ = load_model(source)
+    checkpoint = open_checkpoint(str(source))
+    model = rebuild(checkpoint, measure(checkpoint, **options), dtype=torch.float32).model
     ids = ids_of(model.config.vocab_size)
     with torch.inference_mode():
         ours = model(input_ids=ids, use_cache=False).logits
@@ -69,6 +76,16 @@ def test_export_of_a_ratio_that_nobody_stated_needs_force(name: str, tmp_path: P
     report = exported(source, tmp_path / "out", force=True)
     assert report.comparison.difference == 0.0
     assert any(sentence.startswith(FORCED[name]) for sentence in report.cured)
+
+
+def test_export_of_heads_whose_width_is_disputed_asks_for_it(tmp_path: Path) -> None:
+    """Of 128 rows, 16 heads of 8 or 8 heads of 16: both make a folder that loads, and one of them is another model."""
+    case = next(case for case in ZOO if case.name == "llama-16x4-no-head-dim")
+    source = build_case(case, tmp_path / "in")
+    for force in (False, True):
+        with pytest.raises(CannotExport, match=r"head_dim is 16 by .* but 8 by .*--head-dim N"):
+            exported(source, tmp_path / "out", force=force)
+    assert exported(source, tmp_path / "out", head_dim=8).comparison.difference == 0.0
 
 
 @pytest.mark.parametrize("name", sorted(NO_CONFIG))

@@ -147,6 +147,7 @@ def test_modelling_backbone_alone_loads_and_saves(folder: Path, stranger: Any, t
     told = stranger("backbone", folder=folder, ids=IDS.tolist(), out=tmp_path / "backbone")
     assert told["apart"] == [0.0, 0.0]
     assert told["class"].endswith("Model")
+    assert told["other engines"] is False  # vLLM asks, and would lay out one number of heads for all layers
 
 
 def test_modelling_prompt_read_in_pieces_writes_the_same(folder: Path, stranger: Any) -> None:
