@@ -64,6 +64,7 @@ def test_out_that_is_the_source_is_refused(source: Path, tmp_path: Path) -> None
 
 def test_out_in_no_folder_or_through_a_link_is_refused(source: Path, tmp_path: Path) -> None:
     refused(source, tmp_path / "none" / "out", UsageError, "does not exist")
+    (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     refused(source, tmp_path / "link", UsageError, "is a link")
     refused(source, Path("a\0b"), UsageError, "takes the path of a new folder")
