@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
 def refused(source: Path, out: Path, kind: type[GqacheckError], said: str, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,13 @@ def test_lineage_of_the_wrong_way_round_is_swapped() -> None:
     assert lineage.layers
 
 
-def test_lineage_of_another_model_is_unrelated() -> None:
-    assert traced(twelve_by_three(), sketch_llama(n_layers=3, seed=6)).relation == "unrelated"
+def test_lineage_of_another_model_is_unrelated_where_likeness_can_be_measured() -> None:
+    lineage = traced(twelve_by_three(), sketch_llama(n_layers=3, seed=6))
+    if find_spec("numpy"):
+        assert lineage.relation == "unrelated"
+    else:  # no bit in common may as well be a fine-tuned child: that needs cosines
+        assert lineage.relation == "not-compared"
+        assert "gqacheck[lineage]" in lineage.reason
 
 
 def test_lineage_of_an_untouched_copy_is_identical() -> None:
