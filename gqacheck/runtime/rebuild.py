@@ -68,7 +68,7 @@ def rebuild(
     notes += _settle_buffers(model, sources, keep=modules_decide)
     if modules_decide:
         notes += _adopt_attributes(model, checkpoint, geometry)
-    notes += _choose_experts(model)
+    notes += choose_experts(model)
     if dtype is not None:
         model.config.dtype = dtype
     if weights:
@@ -145,7 +145,7 @@ class _Loader:
             module._buffers[leaf] = values
             return
         setattr(module, leaf, nn.Parameter(values))
-        _restate(module, leaf, values.shape)
+        restate(module, leaf, values.shape)
 
     def _match_biases(self) -> list[str]:
         """Biases as stored: created where the file has one, removed where it has none."""
@@ -212,8 +212,8 @@ def is_leftover(name: str) -> bool:
     return name.endswith(_LEFTOVERS)
 
 
-def _restate(module: Any, leaf: str, shape: torch.Size) -> None:
-    """Sizes that a module says of itself, after its weight has another one."""
+def restate(module: Any, leaf: str, shape: torch.Size) -> None:
+    """Makes a module say the sizes that its parameter ``leaf`` has by now."""
     if leaf != "weight":
         return
     if isinstance(module, nn.Linear):
@@ -334,7 +334,7 @@ def _difference(stored: torch.Tensor, computed: torch.Tensor) -> str:
     return f"differs by up to {most:.3g} from what the config gives"
 
 
-def _choose_experts(model: Any) -> list[str]:
+def choose_experts(model: Any) -> list[str]:
     """The loop over experts where torch's grouped product does not take their weights.
 
     It wants rows of 16 bytes, of the weights and of what they are multiplied with, and knows no float64.

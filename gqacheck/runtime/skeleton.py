@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.geometry.config import LAYER_LISTS
 from gqacheck.geometry.facts import Attention, Geometry, Layer, Mlp, Projection
+from gqacheck.geometry.head_dim import doubt
 from gqacheck.runtime.configure import CannotRun, build_configs, config_class, one_line
 from gqacheck.runtime.dropped import drop_blocks
 from gqacheck.runtime.settle import settle_config, stated_heads
@@ -87,6 +88,9 @@ def build_skeleton(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Any, lis
     """
     refuse(checkpoint, geometry)
     cls, notes = config_class(checkpoint, geometry)
+    unsure = doubt(geometry)
+    if unsure:
+        notes.append(f"{unsure}: every head count hangs on it; say which it is with --head-dim N (head_dim=N)")
     failure: Exception | None = None
     for config in build_configs(checkpoint, geometry, cls):
         try:
@@ -98,7 +102,7 @@ def build_skeleton(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Any, lis
             continue
         settle_config(config, geometry)
         for layer, live in zip(geometry.layers, live_layers(model, geometry)[1], strict=True):
-            _fit_layer(live, layer, config)
+            fit_layer(live, layer, config)
             drop_blocks(live, layer, geometry.family)
         return model, notes
     if failure is None:
@@ -236,7 +240,12 @@ def _block(live: nn.Module, layer: Layer, path: str) -> Any:
     return found
 
 
-def _fit_layer(live: Any, layer: Layer, config: Any) -> None:
+def fit_layer(live: Any, layer: Layer, config: Any) -> None:
+    """Makes the modules of one live layer say the sizes that ``layer`` measures: widths, head counts, per-head norms.
+
+    Raises:
+        CannotRun: the class has no attention where ``layer`` has one.
+    """
     width = layer.mlp.intermediate_size
     mlp = getattr(live, "mlp", None)
     if width is not None:
@@ -244,6 +253,11 @@ def _fit_layer(live: Any, layer: Layer, config: Any) -> None:
             for name in ("intermediate_size", "intermediate_dim"):
                 if isinstance(getattr(block, name, None), int):
                     setattr(block, name, width)
+    shared = next((expert.up for expert in layer.mlp.experts if expert.index == "shared"), None)
+    for name in ("shared_expert", "shared_experts"):
+        beside: Any = getattr(mlp, name, None)
+        if shared is not None and isinstance(getattr(beside, "intermediate_size", None), int):
+            beside.intermediate_size = shared.rows
     a = layer.attention
     if a.kind != "full":
         return
