@@ -14,8 +14,8 @@ import torch
 
 from gqacheck.errors import GqacheckError
 from gqacheck.geometry.facts import Geometry, Layer
+from gqacheck.geometry.lines import slots_of
 from gqacheck.geometry.measure import measure
-from gqacheck.repair.slots import slots_of
 from gqacheck.runtime.live import describe_model
 from pruners.plan import Costs, ExpertName, LayerPlan, LayerShape, ModelShape
 

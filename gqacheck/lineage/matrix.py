@@ -6,12 +6,12 @@ or stacked over experts.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gqacheck.checkpoint import TensorInfo
 from gqacheck.geometry.facts import Attention, Geometry, Projection
+from gqacheck.geometry.lines import channel_rows, fused_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +70,6 @@ def plain_matrix(info: TensorInfo, *, rows: Sequence[int] | None = None) -> Matr
                   column_stride)  # fmt: skip
 
 
-def fused_rows(geometry: Geometry, attention: Attention, role: str) -> Sequence[int] | None:
-    """Which rows of the fused tensor are q's, k's or v's; None when they cannot be told."""
-    q, k, v = attention.q, attention.k, attention.v
-    if q is None or k is None or v is None:
-        return None
-    if geometry.family.fused_qkv == "per-kv-group":
-        return _rows_per_group(attention, role)
-    start = {"q": 0, "k": q.rows, "v": q.rows + k.rows}[role]
-    return range(start, start + {"q": q, "k": k, "v": v}[role].rows)
-
-
-def _rows_per_group(attention: Attention, role: str) -> Sequence[int] | None:
-    """Rows of ``[rep Q, K, V]`` per KV head (Falcon, InternLM2)."""
-    n_q, n_kv, width = attention.n_q_heads, attention.n_kv_heads, attention.q_unit
-    if not n_q or not n_kv or not width or n_q % n_kv:
-        return None
-    rep = n_q // n_kv
-    if role == "q":
-        heads = [head // rep * (rep + 2) + head % rep for head in range(n_q)]
-    else:
-        heads = [group * (rep + 2) + rep + (role == "v") for group in range(n_kv)]
-    return array("i", (head * width + line for head in heads for line in range(width)))
-
-
 def mlp_matrices(
     geometry: Geometry,
     projections: Sequence[tuple[str, Projection | None]],
@@ -131,13 +107,3 @@ def _stacked(geometry: Geometry, info: TensorInfo, expert: int) -> Matrix | None
     base = info.storage_offset + expert * info.strides[0]
     matrix = Matrix(info, base, range(info.shape[1]), info.strides[1], range(info.shape[2]), info.strides[2])
     return matrix.turned if geometry.family.stacked_transposed else matrix
-
-
-def channel_rows(projection: Projection, stored: int) -> Sequence[int]:
-    """Which rows of the stored tensor (of ``stored`` rows) are this gate's or up's channels."""
-    if projection.derived is None:
-        return range(stored)
-    if projection.derived == "interleaved":
-        return range(0 if projection.role == "gate" else 1, stored, 2)
-    first = (stored + 1) // 2
-    return range(first) if projection.role == "gate" else range(first, stored)

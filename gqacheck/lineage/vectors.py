@@ -11,10 +11,11 @@ from typing import Literal
 
 from gqacheck.errors import ReadError
 from gqacheck.geometry.facts import Attention, Layer, Projection
+from gqacheck.geometry.lines import channel_rows, fused_rows
 from gqacheck.geometry.origins import NOWHERE, Heads, MlpOrigin, State, VectorOrigin
 from gqacheck.lineage.cast import numbers
 from gqacheck.lineage.exact import tells
-from gqacheck.lineage.matrix import Matrix, channel_rows, fused_rows, plain_matrix
+from gqacheck.lineage.matrix import Matrix, plain_matrix
 from gqacheck.lineage.pair import Pair, Side
 
 _NEAR = 0.2

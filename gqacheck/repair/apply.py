@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from gqacheck.checkpoint import Checkpoint, StorageInfo, TensorInfo
 from gqacheck.geometry.facts import Layer
+from gqacheck.geometry.lines import Slot, slots_of
+from gqacheck.repair.after import after
 from gqacheck.repair.blocks import Blocks, Key, Recent, Side, layer_dtype, parent_key
 from gqacheck.repair.facts import CannotRepair, LayerPlan, stay
-from gqacheck.repair.slots import Slot, after, slots_of
 
 if TYPE_CHECKING:
     import torch

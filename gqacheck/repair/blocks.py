@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from gqacheck.checkpoint import Checkpoint, TensorInfo
 from gqacheck.geometry.facts import Geometry, Layer
+from gqacheck.geometry.lines import Kind, Slot
 from gqacheck.geometry.origins import NOWHERE
-from gqacheck.repair.facts import CannotRepair, Kind, RoleTake, Take
-from gqacheck.repair.slots import Slot
+from gqacheck.repair.facts import CannotRepair, RoleTake, Take
 
 if TYPE_CHECKING:
     from array import array

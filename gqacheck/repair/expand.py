@@ -122,7 +122,7 @@ def _spread(places: Sequence[int], total: int) -> Take:
 
 
 def _channels(index: int, mlp: MlpOrigin, layer: Layer, other: Layer) -> list[RoleTake]:
-    from gqacheck.repair.plan import mlp_projections
+    from gqacheck.geometry.lines import mlp_projections
 
     told = [channels for channels in (mlp.gate, mlp.up, mlp.down) if channels is not None and channels.told]
     if not told:

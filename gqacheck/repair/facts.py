@@ -10,13 +10,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from gqacheck.errors import GqacheckError
+from gqacheck.geometry.lines import Kind
 from gqacheck.geometry.origins import NOWHERE
 from gqacheck.result import CheckpointReport
-
-Kind: TypeAlias = Literal["weight", "bias", "norm", "sinks"]
 
 
 class CannotRepair(GqacheckError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gqacheck.geometry.facts import Layer
+from gqacheck.geometry.lines import slots_of
 from gqacheck.repair.blocks import Side
 from gqacheck.repair.facts import CannotRepair
-from gqacheck.repair.slots import slots_of
 
 
 def query_importance(parent: Side) -> Callable[[int], Sequence[float]]:

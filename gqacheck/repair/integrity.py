@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from gqacheck.checkpoint import Container, TensorInfo
 from gqacheck.geometry.facts import Layer
+from gqacheck.geometry.lines import Slot, slots_of
 from gqacheck.repair.apply import tensor_bytes
 from gqacheck.repair.blocks import Blocks, Key, Recent, Side, layer_dtype
 from gqacheck.repair.facts import LayerPlan, stay
 from gqacheck.repair.predict import new_names
-from gqacheck.repair.slots import Slot, slots_of
 from gqacheck.text import printable_list
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gqacheck.geometry.facts import Geometry, Layer, Mlp, Projection
+from gqacheck.geometry.facts import Geometry, Layer
+from gqacheck.geometry.lines import mlp_projections
 from gqacheck.geometry.origins import LayerOrigin, Lineage
 from gqacheck.repair.attention import attention_faults, plan_attention
 from gqacheck.repair.channels import channel_faults, plan_channels
@@ -120,13 +120,3 @@ def _unsupported(layer: Layer, child: Geometry, takes: list[RoleTake]) -> str:
     if stacked and len(widths) > 1:
         return "its experts lie in one tensor, which holds one width only"
     return ""
-
-
-def mlp_projections(mlp: Mlp, expert: int | str | None) -> Mapping[str, Projection | None]:
-    """gate, up and down of the dense MLP (None), of one expert, or of the stacked tensor that holds it."""
-    if expert is None:
-        return {"gate": mlp.gate, "up": mlp.up, "down": mlp.down}
-    for found in mlp.experts:
-        if found.index == expert or (found.index == "stacked" and isinstance(expert, int)):
-            return {"gate": found.gate, "up": found.up, "down": found.down}
-    return {}

@@ -10,6 +10,7 @@ from time import perf_counter
 from gqacheck.checkpoint import Checkpoint, Container, TensorInfo
 from gqacheck.errors import UsageError
 from gqacheck.geometry.facts import Geometry, Subject
+from gqacheck.geometry.lines import slots_of
 from gqacheck.geometry.origins import Lineage
 from gqacheck.pipeline import Options, check_path
 from gqacheck.repair.apply import Progress, planned_shapes
@@ -27,7 +28,6 @@ from gqacheck.repair.predict import (
     refusals,
     repaired_lineage,
 )
-from gqacheck.repair.slots import slots_of
 from gqacheck.repair.words import config_changes, finding_changes, plan_changes
 from gqacheck.repair.write import refuse_destination
 from gqacheck.result import CheckpointReport

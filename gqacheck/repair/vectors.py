@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from gqacheck.geometry.facts import Attention
 from gqacheck.geometry.family import Family
+from gqacheck.geometry.lines import Kind
 from gqacheck.geometry.origins import NOWHERE, LayerOrigin, VectorOrigin
-from gqacheck.repair.facts import Kind, RoleTake, Take
+from gqacheck.repair.facts import RoleTake, Take
 
 
 def vector_takes(

@@ -1,18 +1,22 @@
-"""Where a projection's blocks lie inside its stored tensor, and how that tensor is made of blocks again."""
+"""Where each head and channel of a layer lies inside the stored tensors: rows or columns, fused, transposed or stacked.
+
+The one place that knows the layouts ``[Q|K|V]``, ``[rep Q, K, V]`` per KV head, ``[gate|up]``, interleaved, and stacked
+over experts; lineage reads lines by it, repair writes them, pruners cut them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gqacheck.geometry.facts import Attention, Geometry, Layer, Projection
-from gqacheck.lineage.matrix import channel_rows, fused_rows
-from gqacheck.repair.facts import Kind, LayerPlan
-from gqacheck.repair.plan import mlp_projections
+from gqacheck.geometry.facts import Attention, Geometry, Layer, Mlp, Projection
 
 if TYPE_CHECKING:
     import torch
+
+Kind: TypeAlias = Literal["weight", "bias", "norm", "sinks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,28 +144,45 @@ def _half(projection: Projection, layer: Layer, *, stacked: bool) -> Sequence[in
     return channel_rows(projection, sum(p.rows for p in pair))
 
 
-def after(layer: Layer, plan: LayerPlan) -> Layer:
-    """The layer with its projections as long as the plan makes them: where blocks lie in a fused tensor follows."""
-    attention, mlp = layer.attention, layer.mlp
-    if plan.heads is not None and attention.head_dim is not None and attention.q_unit:
-        n_q, n_kv = plan.heads
-        width = attention.head_dim.value
-        attention = replace(
-            attention,
-            q=_long(attention.q, n_q * attention.q_unit, 0),
-            k=_long(attention.k, n_kv * width, 0),
-            v=_long(attention.v, n_kv * width, 0),
-            o=_long(attention.o, 0, n_q * width),
-        )
-    widths = {take.role: len(take.take) for take in plan.takes if take.expert is None and take.kind == "weight"}
-    if "up" in widths:
-        width = widths["up"]
-        mlp = replace(mlp, gate=_long(mlp.gate, width, 0), up=_long(mlp.up, width, 0), down=_long(mlp.down, 0, width))
-    return replace(layer, attention=attention, mlp=mlp)
+def mlp_projections(mlp: Mlp, expert: int | str | None) -> Mapping[str, Projection | None]:
+    """gate, up and down of the dense MLP (None), of one expert, or of the stacked tensor that holds it."""
+    if expert is None:
+        return {"gate": mlp.gate, "up": mlp.up, "down": mlp.down}
+    for found in mlp.experts:
+        if found.index == expert or (found.index == "stacked" and isinstance(expert, int)):
+            return {"gate": found.gate, "up": found.up, "down": found.down}
+    return {}
 
 
-def _long(projection: Projection | None, rows: int, columns: int) -> Projection | None:
-    if projection is None:
+def fused_rows(geometry: Geometry, attention: Attention, role: str) -> Sequence[int] | None:
+    """Which rows of the fused tensor are q's, k's or v's; None when they cannot be told."""
+    q, k, v = attention.q, attention.k, attention.v
+    if q is None or k is None or v is None:
         return None
-    bias = rows if projection.bias is not None and rows else projection.bias
-    return replace(projection, rows=rows or projection.rows, columns=columns or projection.columns, bias=bias)
+    if geometry.family.fused_qkv == "per-kv-group":
+        return _rows_per_group(attention, role)
+    start = {"q": 0, "k": q.rows, "v": q.rows + k.rows}[role]
+    return range(start, start + {"q": q, "k": k, "v": v}[role].rows)
+
+
+def _rows_per_group(attention: Attention, role: str) -> Sequence[int] | None:
+    """Rows of ``[rep Q, K, V]`` per KV head (Falcon, InternLM2)."""
+    n_q, n_kv, width = attention.n_q_heads, attention.n_kv_heads, attention.q_unit
+    if not n_q or not n_kv or not width or n_q % n_kv:
+        return None
+    rep = n_q // n_kv
+    if role == "q":
+        heads = [head // rep * (rep + 2) + head % rep for head in range(n_q)]
+    else:
+        heads = [group * (rep + 2) + rep + (role == "v") for group in range(n_kv)]
+    return array("i", (head * width + line for head in heads for line in range(width)))
+
+
+def channel_rows(projection: Projection, stored: int) -> Sequence[int]:
+    """Which rows of the stored tensor (of ``stored`` rows) are this gate's or up's channels."""
+    if projection.derived is None:
+        return range(stored)
+    if projection.derived == "interleaved":
+        return range(0 if projection.role == "gate" else 1, stored, 2)
+    first = (stored + 1) // 2
+    return range(first) if projection.role == "gate" else range(first, stored)
