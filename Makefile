@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo-out
 WORKERS ?= 2
+CONSUMERS := .consumer-transformers-4.57 .consumer-lm-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint static-test thorough docs zoo bench writeup fixtures clean
+.PHONY: help demo test lint static-test thorough docs zoo bench bench-8b writeup fixtures clean
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gqacheck needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.11 ..."; exit 1; }
@@ -24,8 +25,14 @@ demo: $(READY)  ## writes a healthy, a broken and a truncated checkpoint and che
 	rm -rf $(DEMO)
 	$(BIN)/python -m fixtures.demo $(DEMO)
 
-test: $(READY) lint  ## lint, types, every test
+test: $(READY) $(CONSUMERS:=/.ready) lint  ## lint, types, every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# What uses exported folders in tests/export: each in a folder that only a process of its own puts on its path.
+.consumer-%/.ready: tests/consumers/%.txt | $(READY)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -54,6 +61,10 @@ thorough: $(READY)  ## thousands of random cuts, trained and regrouped: nothing 
 bench: $(READY)  ## time and memory side by side with what people run today
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.lineage
+	$(BIN)/python -m benchmarks.export
+
+bench-8b: $(READY)  ## export of an 8B checkpoint beside cp (33 GB of disk, removed afterwards)
+	$(BIN)/python -m benchmarks.export --8b
 
 writeup: $(READY)  ## the table of docs/pairing.md, measured anew
 	$(BIN)/python -m benchmarks.writeup --write
@@ -62,4 +73,4 @@ fixtures: $(READY)  ## trains the three fixture models anew (half an hour)
 	$(BIN)/python -m fixtures.train
 
 clean:
-	rm -rf $(VENV) .venv-static-* $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-static-* .consumer-* $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache

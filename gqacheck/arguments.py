@@ -58,10 +58,13 @@ _EXPORT_HELP = """
 examples
   gqacheck export pytorch_model.bin exported/                    from_pretrained("exported/") loads it
   gqacheck export old.bin out/ --dtype bfloat16 --max-shard-size 2GB
+  gqacheck export model/ padded/ --pad                           one size for all layers: no code beside the weights
+  gqacheck export model/ out.bin --like llm-pruner               torch.load("out.bin", weights_only=False)["model"]
 
 Nothing of a pickle is executed, and weights are streamed. Where layers differ in size, the folder brings one small
-modelling file to read, and loads with trust_remote_code=True. Before OUT appears it is checked and loaded, and its
-logits are compared with CKPT's. Exit codes: 0 written; 2 usage; 3 cannot be exported, and nothing was written.
+modelling file to read, and loads with trust_remote_code=True; --pad adds zeros instead, and says what they cost.
+Before OUT appears it is checked and loaded, and its logits are compared with CKPT's. Exit codes: 0 written; 2 usage;
+3 cannot be exported, and nothing was written.
 """
 
 

@@ -35,11 +35,19 @@ def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr
     """
     argv = sys.argv[1:] if argv is None else argv
     screen = Screen(sys.stdout if stdout is None else stdout, sys.stderr if stderr is None else stderr)
+    return guarded(screen, lambda: _dispatch(argv, screen), "gqacheck CKPT [CKPT ...] [options]")
+
+
+def guarded(screen: Screen, work: Callable[[], int], usage: str = "") -> int:
+    """The exit code of ``work``; whatever it raises is one complaint on standard error and the code that belongs to it.
+
+    usage: what is said on a second line of a command line that makes no sense; "" for nothing.
+    """
     try:
-        code = _dispatch(argv, screen)
+        code = work()
         screen.flush()
     except UsageError as error:
-        screen.complain(f"{error}\nusage: gqacheck CKPT [CKPT ...] [options]; gqacheck --help tells more", 2)
+        screen.complain(f"{error}\nusage: {usage}; {screen.name} --help tells more" if usage else str(error), 2)
         return 2
     except GqacheckError as error:
         screen.complain(str(error), error.exit_code)
@@ -65,11 +73,15 @@ def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr
 
 
 class Screen:
-    """Standard output and error of one run: what they can show, and the exit code that is already certain."""
+    """Standard output and error of one run: what they can show, and the exit code that is already certain.
 
-    def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
+    name: of the program, in front of every complaint.
+    """
+
+    def __init__(self, stdout: TextIO | None, stderr: TextIO | None, name: str = "gqacheck") -> None:
         self.stdout = stdout
         self.stderr = stderr
+        self.name = name
         self.code = 0
 
     @property
@@ -91,7 +103,7 @@ class Screen:
 
         lines = [printable(part, 2000) for part in message.split("\n")]
         try:
-            self.stderr.write(_encodable("gqacheck: " + "\n".join(lines) + "\n", self.stderr))
+            self.stderr.write(_encodable(f"{self.name}: " + "\n".join(lines) + "\n", self.stderr))
             self.stderr.flush()
         except (OSError, ValueError):
             pass
@@ -204,7 +216,7 @@ def _export(arguments: Arguments, screen: Screen, colour: str) -> int:
     from gqacheck.export.text import export_blocks
 
     given = {key: value for key, value in arguments.given.items() if key != "color"}
-    progress = _progress(screen)
+    progress = progress_bar(screen)
     try:
         report = export(*arguments.words, progress=progress, **given)
     finally:
@@ -221,7 +233,7 @@ def _repair(arguments: Arguments, screen: Screen, colour: str) -> int:
     from gqacheck.repair.text import repair_blocks
 
     given = {key: value for key, value in arguments.given.items() if key != "color"}
-    progress = _progress(screen)
+    progress = progress_bar(screen)
     try:
         report = repair(arguments.words[0], progress=progress, **given)
     finally:
@@ -255,7 +267,7 @@ def _check(arguments: Arguments, screen: Screen) -> int:
     quiet = bool(given.get("quiet"))
     inputs = [*arguments.words, *(given[key] for key in ("base", "config", "tokenizer") if key in given)]
     outputs = _prepare(given.get("output", ()), [*inputs, *given.get("ppl", ())])
-    progress = None if quiet else _progress(screen)
+    progress = None if quiet else progress_bar(screen)
     options = Options(
         expect=Expectations(given.get("expect_layers"), given.get("expect_ratio")),
         fail_on=Severity(given.get("fail_on", "error")),
@@ -315,7 +327,7 @@ def _report(checkpoints: Sequence[CheckpointReport], settings: str) -> Report:
     return Report(tuple(checkpoints), max(c.exit_code for c in checkpoints), __version__, notes)
 
 
-def _progress(screen: Screen) -> ProgressBar | None:
+def progress_bar(screen: Screen) -> ProgressBar | None:
     """A progress bar on standard error, when somebody is looking at it."""
     if not _is_terminal(screen.stderr):
         return None

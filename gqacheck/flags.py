@@ -156,6 +156,8 @@ REPAIR = (
 EXPORT = (
     Flag("--dtype", "DTYPE", "float32, bfloat16, float16 for all weights; default: as each is stored"),
     Flag("--max-shard-size", "SIZE", "bytes of one file at most: 5GB (default), 200MB"),
+    Flag("--pad", "", "zeros where layers are smaller than others, so that a class of transformers holds them all"),
+    Flag("--like", "llm-pruner", "OUT is a pickle of the live model and its tokenizer, for tools that insist on one"),
     Flag("--tokenizer", "PATH", "a tokenizer folder or file, for a checkpoint that has none"),
     Flag("--force", "", "in spite of errors that are not about the tensors; nothing is ever made up"),
     *(FLAGS[name] for name in ("--config", "--family", "--head-dim")),

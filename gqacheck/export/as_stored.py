@@ -56,8 +56,17 @@ def _why(wanted: Wanted, code: bool) -> str:
     if family.attention == "mla":
         return f"{family.name} has latent attention, which is not rebuilt here"
     name = "this family" if family.generic else family.name
+    stated = wanted.geometry.config.get("model_type")
+    if isinstance(stated, str) and _has_class(stated):
+        return f"{printable(stated)} is not among the families that are rebuilt here, so only its tensors are compared"
     with_what = "with the code that lies in its folder" if code else "with the code that its authors publish"
     return f"transformers has no class of its own for {name}, which runs {with_what}"
+
+
+def _has_class(model_type: str) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _dtype(info: TensorInfo, asked: str | None, floating: bool) -> str:

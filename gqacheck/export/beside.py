@@ -84,6 +84,7 @@ def write_tokenizer(folder: str, checkpoint: Checkpoint, given: str | None, *, c
         return "none is stored with the checkpoint"
     if info.kind == "folder" and (code_too or not _brings_code(info.file)):
         names = _copy(info.file, folder, _TOKENIZER_SET)
+        _name_for_both(folder)
         return f"copied ({', '.join(names)})"
     from gqacheck.runtime.tokenizer import MissingTokenizer, open_tokenizer
 
@@ -91,7 +92,7 @@ def write_tokenizer(folder: str, checkpoint: Checkpoint, given: str | None, *, c
         tokenizer = open_tokenizer(checkpoint)
     except MissingTokenizer as error:
         return f"none: {printable(str(error).partition(': name ')[0], 300)}"
-    return _save(folder, tokenizer, checkpoint)
+    return save_tokenizer(folder, tokenizer, checkpoint)
 
 
 def _write_given(folder: str, given: str) -> str:
@@ -99,11 +100,12 @@ def _write_given(folder: str, given: str) -> str:
         names = _copy(given, folder, _TOKENIZER_SET)
         if TOKENIZER_FILES.isdisjoint(names):
             raise ReadError(f"--tokenizer {printable(given)}: no tokenizer lies in that folder")
+        _name_for_both(folder)
         return f"copied from {printable(given)} ({', '.join(names)})"
     from gqacheck.runtime.tokenizer import open_tokenizer
 
     tokenizer = open_tokenizer(Checkpoint("", "", "", Container.FOLDER, {}), given)
-    return _save(folder, tokenizer, None)
+    return save_tokenizer(folder, tokenizer, None)
 
 
 def tokenizer_fault(folder: str, checkpoint: Checkpoint, given: str | None, *, own_code: bool) -> str:
@@ -139,7 +141,8 @@ def _brings_code(folder: str) -> bool:
         return False
 
 
-def _save(folder: str, tokenizer: Any, checkpoint: Checkpoint | None) -> str:
+def save_tokenizer(folder: str, tokenizer: Any, checkpoint: Checkpoint | None) -> str:
+    """Writes a tokenizer in memory, recovered from ``checkpoint`` where that is one; what became of it, in a clause."""
     from gqacheck.runtime.configure import one_line
     from gqacheck.runtime.quiet import quiet_and_offline
     from gqacheck.runtime.tokenizer import SentencePieceTokenizer
@@ -152,7 +155,7 @@ def _save(folder: str, tokenizer: Any, checkpoint: Checkpoint | None) -> str:
                 info = checkpoint.tokenizer if checkpoint is not None else None
                 tokenizer = fast_tokenizer(tokenizer, info.attributes if info is not None else {})
             tokenizer.save_pretrained(folder)
-        _name_class(folder)
+        _name_for_both(folder)
     except OSError:
         raise
     except Exception as error:  # a third-party tokenizer raises whatever it likes; the model is worth having without
@@ -165,22 +168,29 @@ def _save(folder: str, tokenizer: Any, checkpoint: Checkpoint | None) -> str:
     return "recovered from the pickle" if checkpoint is not None else "written from --tokenizer"
 
 
-def _name_class(folder: str) -> None:
-    """Names the class of a recovered tokenizer so that transformers 4 knows it too."""
+def _name_for_both(folder: str) -> None:
+    """Says in the words of transformers 4 what 5 has other words for and reads in either: the class, added tokens."""
     path = os.path.join(folder, "tokenizer_config.json")
-    with open(path, encoding="utf-8") as stream:
-        values = json.load(stream)
-    if values.get("tokenizer_class") == "TokenizersBackend":
-        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    try:
+        with open(path, encoding="utf-8") as stream:
+            values = json.load(stream)
+        said = dict(values)
+    except (FileNotFoundError, TypeError, ValueError, RecursionError):
+        return  # as it is; whether it can be read is tried and told
+    if said.get("tokenizer_class") == "TokenizersBackend":
+        said["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(said.get("extra_special_tokens"), list | tuple) and "additional_special_tokens" not in said:
+        said["additional_special_tokens"] = said.pop("extra_special_tokens")
+    if said != values:
         with open(path, "w", encoding="utf-8") as written:
-            json.dump(values, written, indent=2, ensure_ascii=False)
+            json.dump(said, written, indent=2)
             written.write("\n")
 
 
-def write_papers(folder: str, checkpoint: Checkpoint) -> None:
-    """Copies licence, notice and model card of a folder."""
+def write_papers(folder: str, checkpoint: Checkpoint, *, card: bool = True) -> None:
+    """Copies licence and notice of a folder; with ``card`` its model card too."""
     if checkpoint.container is Container.FOLDER and os.path.isdir(checkpoint.root):
-        _copy(checkpoint.root, folder, _PAPERS)
+        _copy(checkpoint.root, folder, _PAPERS if card else tuple(name for name in _PAPERS if name != "README.md"))
 
 
 def _copy(folder: str, to: str, wanted: Any) -> list[str]:

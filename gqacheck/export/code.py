@@ -73,6 +73,14 @@ def model_type(family: str) -> str:
     return _OWN_TYPE + family
 
 
+def can_build(family: str, config_class: str) -> bool:
+    """Whether a modelling file can be written for a checkpoint of ``family`` with this stock config class.
+
+    A family may have kin with a class of their own, which the file would not build (Mistral and Ministral).
+    """
+    return family in SUPPORTED and config_class == f"{_STOCK[family].prefix}{_STOCK[family].text}Config"
+
+
 def modelling_file(family: str) -> tuple[str, str]:
     """File name and Python source of the classes that build a checkpoint of ``family`` layer by layer.
 

@@ -31,74 +31,36 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LOCAL = re.compile(r"[/\\~]|[A-Za-z]:[\\/]|file:|\.{1,2}[/\\]")
 
 
-def raw_values(geometry: Geometry, cls: type[Any], *, tied: bool) -> dict[str, Any]:
+def raw_values(geometry: Geometry, cls: type[Any], *, tied: bool, own_code: bool = False) -> dict[str, Any]:
     """The values for a config of class ``cls``: as the checkpoint says, with sizes as measured.
 
-    Where layers differ, the largest: whatever is laid out by one number must have room for all.
+    Where layers differ, the largest: whatever is laid out by one number must have room for all. A switch for biases is
+    on when one of them is stored; own_code: when all are, since single ones are listed by name there.
 
     Raises:
         CannotRun: no class can hold what is measured.
     """
     from gqacheck.runtime.configure import known_keys, measured_values
+    from gqacheck.runtime.settle import bias_switches, shared_experts, widths_by_key
 
     values = {key: value for key, value in measured_values(geometry, cls).items() if not _leads_elsewhere(value)}
     fields = known_keys(cls)
+    for ours, theirs in geometry.family.config_keys.items():
+        if theirs in fields and ours not in fields:
+            values.pop(ours, None)  # its own word for it says what is measured; ours would still say what was
     full = [layer.attention for layer in geometry.layers if layer.attention.kind == "full"]
     queries = [attention.n_q_heads for attention in full if attention.n_q_heads]
     kv = [attention.n_kv_heads for attention in full if attention.n_kv_heads]
     if queries and kv:
         values["num_attention_heads"] = max(queries)
         values.update({key: max(kv) for key in _KV_COUNTS if key in fields})
-    values |= _widths(geometry, fields)
-    values |= _switches(geometry, fields)
+    values |= {key: max(widths.values()) for key, widths in widths_by_key(geometry, fields).items()}
+    values |= shared_experts(geometry, fields)
+    for key, answers in bias_switches(geometry, fields).items():
+        values[key] = answers == {True} if own_code else True in answers
     values["tie_word_embeddings"] = tied
     values["model_type"] = cls.model_type
     return values
-
-
-def _widths(geometry: Geometry, fields: frozenset[str]) -> dict[str, int]:
-    """MLP widths under the names that the class has for dense layers, routed experts and shared ones."""
-    dense = _largest(layer.mlp.intermediate_size for layer in geometry.layers if layer.mlp.kind in ("gated", "plain"))
-    moe = [layer.mlp for layer in geometry.layers if layer.mlp.kind == "moe"]
-    routed = _largest(mlp.intermediate_size for mlp in moe)
-    shared = _largest(
-        expert.up.rows for mlp in moe for expert in mlp.experts if expert.index == "shared" and expert.up is not None
-    )
-    found: dict[str, int] = {}
-    if dense:
-        name = next((key for key in ("intermediate_size_mlp", "ffn_hidden_size") if key in fields), "intermediate_size")
-        found[name] = dense
-    if routed:
-        found["moe_intermediate_size" if "moe_intermediate_size" in fields else "intermediate_size"] = routed
-    if shared and "shared_expert_intermediate_size" in fields:
-        found["shared_expert_intermediate_size"] = shared
-    elif shared and routed and "n_shared_experts" in fields and shared % routed == 0:
-        found["n_shared_experts"] = shared // routed
-    return found
-
-
-def _largest(values: Any) -> int:
-    return max((value for value in values if value), default=0)
-
-
-def _switches(geometry: Geometry, fields: frozenset[str]) -> dict[str, bool]:
-    """Keys that say whether projections have biases, as stored."""
-    found: dict[str, bool] = {}
-    for role, key in geometry.family.bias_switch.items():
-        if key in fields:
-            found[key] = found.get(key, False) or role in _biased(geometry)
-    return found
-
-
-def _biased(geometry: Geometry) -> set[str]:
-    """Roles of projections that have a bias in any layer."""
-    roles = set()
-    for layer in geometry.layers:
-        a, m = layer.attention, layer.mlp
-        for projection in (a.q, a.k, a.v, a.o, a.fused, m.gate, m.up, m.down, m.fused):
-            if projection is not None and projection.bias is not None:
-                roles.add(projection.role)
-    return roles
 
 
 def without_llama_keys(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from gqacheck.runtime.weights import WeightReader
 
-BLOCK = 1 << 24
-"""Bytes of a block, about."""
+BLOCK = 1 << 22
+"""Bytes of a block, about: few enough to stay in the processor's cache."""
 
 
 class Content(Protocol):
@@ -40,9 +40,22 @@ class Stored:
     info: TensorInfo
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.info.shape
+
+    @property
     def numel(self) -> int:
         """Number of elements."""
         return self.info.numel
+
+    def entry(self, number: int) -> Stored:
+        """One entry of the first dimension."""
+        return Stored(narrowed(self.info, number))
+
+    def rows(self, start: int, count: int) -> Stored:
+        """``count`` rows from row ``start`` on."""
+        return Stored(rows_of(self.info, start, count))
 
     def blocks(self, reader: WeightReader) -> Iterator[torch.Tensor]:
         """The elements, some rows at a time; a row that is too long by itself is cut again."""
@@ -83,8 +96,9 @@ class Zeros:
         """Them, some at a time."""
         import torch
 
-        for start in range(0, self.numel, BLOCK):
-            yield torch.zeros(min(BLOCK, self.numel - start), dtype=torch.bool)  # exact in any dtype
+        step = BLOCK >> 3  # elements, which are eight times as wide at most where they are written
+        for start in range(0, self.numel, step):
+            yield torch.zeros(min(step, self.numel - start), dtype=torch.bool)  # exact in any dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from gqacheck.errors import GqacheckError
 from gqacheck.export.content import Planned
 from gqacheck.result import CheckpointReport
 
-Way: TypeAlias = Literal["stock", "other-class", "own-code", "as-stored", "padded"]
+Way: TypeAlias = Literal["stock", "other-class", "own-code", "as-stored", "padded", "llm-pruner"]
 """``stock``: the family's own class. ``other-class``: a stock class of another family that computes the same.
 ``own-code``: a modelling file lies in the folder. ``as-stored``: no class was found to hold it against. ``padded``:
-a stock class, with zeros where layers differ."""
+a stock class, with zeros where layers differ. ``llm-pruner``: a file, the live model pickled with its tokenizer."""
 
 
 class CannotExport(GqacheckError):
@@ -25,12 +25,32 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """What zeros were added and what they cost.
+
+    heads, kv_heads, width, expert_width: query heads, KV heads, channels of a dense MLP and of a routed expert, in
+    every layer now; 0 where none has such a part.
+    parameters: those of the checkpoint; zeros: those that were added to them. kv_before, kv_after: numbers that the KV
+    cache holds for one token.
+    """
+
+    heads: int
+    kv_heads: int
+    width: int
+    expert_width: int
+    parameters: int
+    zeros: int
+    kv_before: int
+    kv_after: int
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """What will be written: every tensor, made when its turn comes, the config and the files that go with it.
 
     way: see ``Way``. why: why it is not simply the family's own class, one clause; "" when it is. architecture: the
     class that loads it, "" when none was found. code: file name -> Python source. notes: what is not as it was stored.
-    exact: whether its logits must be the source's but for the rounding of float32 itself.
+    exact: whether its logits must be the source's but for the rounding of float32 itself. padding: what was added.
     """
 
     way: Way
@@ -41,6 +61,7 @@ class Form:
     code: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     exact: bool = True
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +96,7 @@ class ExportReport:
     out: the folder. way, why, architecture: as in ``Form``. dtype: of the weights; several are joined by commas.
     files: what lies in the folder, in order of name. tokenizer: what became of it, one clause. notes: what is not as it
     was stored. cured: errors of the source that the folder does not have, as ``CODE message``. before, after: the
-    checks of the source and of the folder. comparison: of the logits.
+    checks of the source and of the folder. comparison: of the logits. padding: the zeros and their cost, None without.
     """
 
     path: str
@@ -95,6 +116,7 @@ class ExportReport:
     comparison: Comparison
     bytes_written: int = 0
     seconds: float = 0.0
+    padding: Padding | None = None
 
     @property
     def exit_code(self) -> int:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from gqacheck.checkpoint import Checkpoint
-from gqacheck.export.content import Content, Planned, Stored, Zeros, narrowed, rows_of
+from gqacheck.checkpoint import Checkpoint, TensorInfo
+from gqacheck.export.content import Content, Planned, Stored, Zeros
 from gqacheck.export.facts import Refused
+from gqacheck.export.padded import Ones, Padded
+from gqacheck.export.padding import Spread, Target, spreads
 from gqacheck.geometry.facts import Geometry
 from gqacheck.text import printable
 
@@ -35,12 +39,13 @@ class Fit:
     """Every tensor that the model needs, and the stored ones that it does not.
 
     left: stored names without a place. zeros: names of biases that the class has, the checkpoint has not, and zeros
-    stand in for.
+    stand in for. added: numbers that pad.
     """
 
     tensors: tuple[Planned, ...]
     left: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
+    added: int = 0
 
 
 def build(folder: str, values: Mapping[str, Any], code: Mapping[str, str]) -> Built:
@@ -70,10 +75,18 @@ def build(folder: str, values: Mapping[str, Any], code: Mapping[str, str]) -> Bu
         raise Refused(f"{name} refuses it: {said[:1].lower()}{said[1:]}") from error
 
 
-def fit(built: Built, checkpoint: Checkpoint, geometry: Geometry, *, tied: bool, dtype: str | None) -> Fit:
+def fit(
+    built: Built,
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    *,
+    tied: bool,
+    dtype: str | None,
+    target: Target | None = None,
+) -> Fit:
     """The tensors that ``built`` loads, made of the checkpoint's.
 
-    dtype: of all weights; None keeps each as it is stored.
+    dtype: of all weights; None keeps each as it is stored. target: what every layer is padded to with zeros.
 
     Raises:
         Refused: something is missing, has another shape, or would be dropped although the source runs with it.
@@ -92,23 +105,74 @@ def fit(built: Built, checkpoint: Checkpoint, geometry: Geometry, *, tied: bool,
     switched = any(getattr(built.config, key, False) is True for key in geometry.family.bias_switch.values())
     contents: dict[str, tuple[Content, ...]] = {}
     zeros = []
+    spread = {} if target is None else spreads(geometry, target)
+    dropped = {} if target is None else _dropped(model, geometry, wanted)
     for name, shape in wanted.items():
         source = sources.get(name)
-        if source is None and switched and _weight_of(name) in sources:
+        if name in dropped:  # stored or not: it is not run
+            contents[name] = (dropped[name],)
+        elif source is None and switched and _weight_of(name) in sources:
             zeros.append(name)
             contents[name] = (Zeros(shape[0]),)
         elif source is None:
             raise Refused(f"{type(model).__name__} needs {name}, which is not stored")
-        elif source.shape != shape:
-            raise Refused(f"{type(model).__name__} builds {name} with {_x(shape)}, and {_x(source.shape)} is stored")
         else:
-            contents[name] = tuple(Stored(part) for part in source.parts)
+            parts = tuple(_padded(part, spread) for part in source.parts)
+            made = _joined_shape(parts, source.per_expert)
+            if made != shape:
+                raise Refused(f"{type(model).__name__} builds {name} with {_x(shape)}, and {_x(made)} is stored")
+            contents[name] = parts
+    usual = "" if not dropped else dtype or _usual_dtype(sources)
     tensors = tuple(
         planned
         for name, shape in wanted.items()
-        for planned in _on_disk(model, name, shape, contents[name], _dtype(name, sources, dtype))
+        for planned in _on_disk(
+            model, name, shape, contents[name], usual if name in dropped else _dtype(name, sources, dtype)
+        )
     )
-    return Fit(tensors, _left(model, wanted, sources, geometry), tuple(zeros))
+    added = sum(each.numel - each.info.numel for parts in contents.values() for each in parts if type(each) is Padded)
+    added += sum(each.numel for parts in contents.values() for each in parts if isinstance(each, Zeros | Ones))
+    idle = tuple(part.name for name in dropped if name in sources for part in sources[name].parts)
+    return Fit(tensors, (*_left(model, wanted, sources, geometry), *idle), tuple(zeros), added)
+
+
+def _padded(part: TensorInfo, spread: Mapping[str, Spread]) -> Stored | Padded:
+    axes = spread.get(part.name)
+    return Padded(part, axes) if axes is not None and len(axes) == len(part.shape) else Stored(part)
+
+
+def _joined_shape(parts: Sequence[Stored | Padded], per_expert: int) -> tuple[int, ...]:
+    """The shape of a live tensor that is one stored one, or one per expert (gate and up in turn)."""
+    first = parts[0].shape
+    if not per_expert:
+        return first
+    rows = sum(part.shape[0] for part in parts[:per_expert])
+    return (len(parts) // per_expert, rows, *first[1:])
+
+
+def _dropped(model: Any, geometry: Geometry, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Zeros | Ones]:
+    """Live names of the blocks that the checkpoint does not have, and what makes them add nothing."""
+    from gqacheck.runtime.dropped import dropped_parts
+    from gqacheck.runtime.skeleton import live_layers
+
+    path, live = live_layers(model, geometry)
+    found: dict[str, Zeros | Ones] = {}
+    for position, layer in enumerate(geometry.layers):
+        prefixes = tuple(f"{path}.{position}.{part}." for part in dropped_parts(live[position], layer, geometry.family))
+        for name, shape in wanted.items():
+            if prefixes and name.startswith(prefixes):
+                norm = len(shape) == 1 and "norm" in name and not name.endswith("bias")
+                found[name] = Ones(prod(shape)) if norm else Zeros(prod(shape))
+    return found
+
+
+def _usual_dtype(sources: Mapping[str, Any]) -> str:
+    """The dtype that most numbers are stored in."""
+    sizes: Counter[str] = Counter()
+    for source in sources.values():
+        for part in source.parts:
+            sizes[_written(part.dtype)] += part.numel
+    return sizes.most_common(1)[0][0]
 
 
 def _weight_of(bias: str) -> str:
@@ -123,9 +187,13 @@ def _dtype(name: str, sources: Mapping[str, Any], asked: str | None) -> str:
     stored: str = first.dtype
     if not is_floating(stored):
         raise Refused(f"{printable(first.name)} is stored as {stored}, not as real numbers")
-    if asked is None and stored.startswith("float8"):
-        return "bfloat16"  # holds every number of these exactly, and a class computes in it
-    return asked or stored
+    return asked or _written(stored)
+
+
+def _written(stored: str) -> str:
+    """The dtype that a stored one is kept in."""
+    # bfloat16 holds every number of an 8-bit float exactly, and a class computes in it
+    return "bfloat16" if stored.startswith("float8") else stored
 
 
 def _left(model: Any, wanted: Mapping[str, object], sources: Mapping[str, Any], geometry: Geometry) -> tuple[str, ...]:
@@ -201,14 +269,16 @@ def _part(
     contents: tuple[Content, ...], shape: tuple[int, ...], expert: int, start: int, rows: int
 ) -> tuple[Content, ...]:
     """Rows ``start`` and on of one expert, out of one stacked tensor or of one per expert and part."""
-    if len(contents) == 1 and isinstance(contents[0], Stored) and len(contents[0].info.shape) == 3:
-        return (Stored(rows_of(narrowed(contents[0].info, expert), start, rows)),)
+    if len(contents) == 1 and isinstance(contents[0], Zeros):
+        return (Zeros(rows * shape[2]),)
+    if len(contents) == 1 and isinstance(contents[0], Stored | Padded) and len(contents[0].shape) == 3:
+        return (contents[0].entry(expert).rows(start, rows),)
     begin, at = expert * shape[1] + start, 0
     for content in contents:
-        assert isinstance(content, Stored)
-        if at == begin and content.info.shape[0] == rows:
+        assert isinstance(content, Stored | Padded)
+        if at == begin and content.shape[0] == rows:
             return (content,)
-        at += content.info.shape[0]
+        at += content.shape[0]
     raise Refused(f"the parts of expert {expert} are not stored one by one")
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gqacheck.checkpoint import Checkpoint
+from gqacheck.export.biases import added_biases
 from gqacheck.export.config import finished, hub_name, layer_lists, raw_values, without_llama_keys
 from gqacheck.export.content import Planned
 from gqacheck.export.facts import CannotExport, Form, Refused, Way
 from gqacheck.export.fit import Built, Fit, build, fit
+from gqacheck.export.pad import choices, padding_note, told
+from gqacheck.export.padding import Target
 from gqacheck.geometry.config import LAYER_LISTS, is_true
 from gqacheck.geometry.facts import Geometry
 from gqacheck.report.words import layer_ranges, layers_words
@@ -25,7 +28,8 @@ _GROUPED_BYTES = 16  # torch 2.13: a grouped product wants rows that are multipl
 class Wanted:
     """What is to be written, and where files may be laid down to try things.
 
-    tied: lm_head is the embedding. dtype: of all weights, None keeps each as stored.
+    tied: lm_head is the embedding. dtype: of all weights, None keeps each as stored. pad: zeros may be added so that a
+    stock class holds it.
     """
 
     checkpoint: Checkpoint
@@ -33,17 +37,22 @@ class Wanted:
     folder: str
     tied: bool
     dtype: str | None = None
+    pad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """One way: the class of config, the config's values, and the code that goes with it."""
+    """One way: the class of config, the config's values, and the code that goes with it.
+
+    target: what every layer is padded to.
+    """
 
     way: Way
     values: Mapping[str, Any]
     code: Mapping[str, str]
     auto_map: Mapping[str, str]
     why: str = ""
+    target: Target | None = None
 
 
 def choose_form(wanted: Wanted) -> Form:
@@ -58,27 +67,34 @@ def choose_form(wanted: Wanted) -> Form:
     if geometry.family.generic or not geometry.family.stock_class:
         from gqacheck.export.as_stored import as_stored
 
+        if wanted.pad:
+            raise CannotExport(
+                f"{printable(wanted.checkpoint.path)}: transformers has no class of its own for it that zeros could "
+                "make it fit: leave --pad out"
+            )
         return as_stored(wanted)
     try:
         cls, notes = config_class(wanted.checkpoint, geometry)
         refusals: list[str] = []
-        for number, attempt in enumerate(_tries(geometry, cls, wanted.tied, refusals)):
+        for number, attempt in enumerate(_tries(wanted, cls, refusals)):
             try:
                 return _form(wanted, attempt, f"{wanted.folder}/try-{number}", notes)
             except Refused as refusal:
                 refusals.append(str(refusal))
     except CannotRun as error:
         raise CannotExport(f"{printable(wanted.checkpoint.path)}: {error}") from error
+    without = "it cannot be padded" if wanted.pad else "no class can hold it"
+    instead = "without --pad it may do" if wanted.pad else "gqacheck.load_model runs what can be run"
     raise CannotExport(
-        f"{printable(wanted.checkpoint.path)}: no class can hold it ({'; '.join(dict.fromkeys(refusals))}); "
-        "gqacheck.load_model runs what can be run"
+        f"{printable(wanted.checkpoint.path)}: {without} ({'; '.join(dict.fromkeys(refusals))}); {instead}"
     )
 
 
-def _tries(geometry: Geometry, cls: type[Any], tied: bool, refusals: list[str]) -> Iterator[_Try]:
+def _tries(wanted: Wanted, cls: type[Any], refusals: list[str]) -> Iterator[_Try]:
     """Ways to try in turn; ``refusals`` holds why those before were not taken."""
     from gqacheck.export import code
 
+    geometry, tied = wanted.geometry, wanted.tied
     values = raw_values(geometry, cls, tied=tied)
     differing = differs(geometry)
     if differing:
@@ -88,17 +104,39 @@ def _tries(geometry: Geometry, cls: type[Any], tied: bool, refusals: list[str]) 
         for other in _same_mathematics(geometry, cls):
             why = refusals[0]
             yield _Try("other-class", raw_values(geometry, other, tied=tied) | _as_llama(other), {}, {}, why)
+    if wanted.pad:
+        yield from _padded_tries(wanted, cls, refusals)
+        return
     family = geometry.family.name
-    if family in code.SUPPORTED:
+    if not code.can_build(family, cls.__name__):
+        refusals.append(f"no modelling file is written for {printable(cls.model_type)}")
+    else:
         why = refusals[0]
         try:
-            own = values | {LAYER_LISTS: layer_lists(geometry)}
+            own = raw_values(geometry, cls, tied=tied, own_code=True) | {LAYER_LISTS: layer_lists(geometry)}
         except Refused as refusal:
             refusals.append(str(refusal))
             return
         own |= {"model_type": code.model_type(family), "auto_map": code.auto_map(family)}
         name, source = code.modelling_file(family)
         yield _Try("own-code", own, {name: source}, code.auto_map(family), why)
+
+
+def _padded_tries(wanted: Wanted, cls: type[Any], refusals: list[str]) -> Iterator[_Try]:
+    """The stock class, or another of the same mathematics, with zeros: what costs least first."""
+    geometry, why = wanted.geometry, refusals[0]
+    own = raw_values(geometry, cls, tied=wanted.tied)
+    others = [
+        (other, without_llama_keys(raw_values(geometry, other, tied=wanted.tied) | _as_llama(other)))
+        for other in _same_mathematics(geometry, cls)
+    ]
+    try:
+        found = choices(geometry, [(cls, own), *others])
+    except Refused as refusal:
+        refusals.append(str(refusal))
+        return
+    for choice in found:
+        yield _Try("padded", choice.values, {}, {}, why, choice.target)
 
 
 def differs(geometry: Geometry) -> str:
@@ -163,7 +201,13 @@ def _form(wanted: Wanted, attempt: _Try, folder: str, notes: Sequence[str]) -> F
     if attempt.way == "other-class":
         values = without_llama_keys(values)
     built = build(folder, values, attempt.code)
-    fitted = fit(built, wanted.checkpoint, wanted.geometry, tied=wanted.tied, dtype=wanted.dtype)
+    added = added_biases(built, wanted.checkpoint, wanted.geometry) if attempt.way == "own-code" else []
+    if added:
+        values[LAYER_LISTS] = values[LAYER_LISTS] | {"added_biases": added}
+        built = build(f"{folder}-biased", values, attempt.code)
+        count = sum(map(len, added))
+        notes = [*notes, f"{count} bias{'es' if count > 1 else ''} that the stock class does not have: kept, as stored"]
+    fitted = fit(built, wanted.checkpoint, wanted.geometry, tied=wanted.tied, dtype=wanted.dtype, target=attempt.target)
     architecture = type(built.model).__name__
     dtype = main_dtype(fitted.tensors)
     config = finished(built.config, dtype=dtype, architecture=architecture, auto_map=attempt.auto_map)
@@ -175,7 +219,16 @@ def _form(wanted: Wanted, attempt: _Try, folder: str, notes: Sequence[str]) -> F
     if name is not None:
         config["_name_or_path"] = name  # where the model came from; --base auto finds the parent by it
     notes = [*notes, *_fit_notes(fitted, wanted.geometry), *_other_notes(wanted, fitted)]
-    return Form(attempt.way, config, fitted.tensors, architecture, attempt.why, attempt.code, tuple(notes))
+    padding = None
+    if attempt.target is not None:
+        written = sum(each.numel for each in fitted.tensors)
+        padding = told(wanted.geometry, attempt.target, stored=written - fitted.added, written=written)
+        notes = [padding_note(padding), *notes]
+    elif wanted.pad:
+        notes = ["--pad: nothing had to be padded", *notes]
+    return Form(
+        attempt.way, config, fitted.tensors, architecture, attempt.why, attempt.code, tuple(notes), padding=padding
+    )
 
 
 def main_dtype(tensors: Sequence[Planned]) -> str:
@@ -221,9 +274,13 @@ def _meaning(config: Any) -> dict[str, Any]:
 
 
 def _fit_notes(fitted: Fit, geometry: Geometry) -> Iterator[str]:
+    inside = f"{geometry.layers_path}."
+    gone = [name for name in fitted.left if name.startswith(inside) and name not in geometry.unknown]
+    if gone:
+        yield f"{_tensors(len(gone))} of blocks that are not run left out: {printable_list(gone, _SHOWN)}"
     unknown = [name for name in fitted.left if name in geometry.unknown]
-    if len(unknown) < len(fitted.left):
-        count = len(fitted.left) - len(unknown)
+    if len(unknown) + len(gone) < len(fitted.left):
+        count = len(fitted.left) - len(unknown) - len(gone)
         parts = "; ".join(line for line in geometry.not_checked if "tensor" in line)
         yield f"{_tensors(count)} beside the language model left out{f' ({parts})' if parts else ''}"
     if unknown:

@@ -15,7 +15,8 @@ from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.export.beside import tokenizer_fault, write_generation_config, write_papers, write_tokenizer
 from gqacheck.export.facts import CannotExport, Comparison, ExportReport, Form
 from gqacheck.export.form import Wanted, choose_form, main_dtype
-from gqacheck.export.source import fingerprint, refuse_unsound, tied_to_embedding
+from gqacheck.export.llm_pruner import pickle_like, refuse_beside
+from gqacheck.export.source import Fingerprint, fingerprint, refuse_unsound, tied_to_embedding
 from gqacheck.export.stream import Progress, first_difference, parse_size, plan_shards, write_shards
 from gqacheck.export.verify import Side, check_folder, compare, load_report
 from gqacheck.pipeline import Options, check_path
@@ -25,7 +26,9 @@ from gqacheck.rules.rule import Severity
 
 LABEL = "OUT"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_ROOM = 64 << 20
+SHARD = "5GB"
+"""Size of one file when nothing is said."""
+ROOM = 64 << 20
 """Bytes for headers, configs and tokenizers."""
 
 
@@ -50,7 +53,7 @@ def export(
     out: str | os.PathLike[str],
     *,
     dtype: str | None = None,
-    max_shard_size: str | int = "5GB",
+    max_shard_size: str | int | None = None,
     pad: bool = False,
     like: str | None = None,
     config: str | os.PathLike[str] | None = None,
@@ -68,7 +71,10 @@ def export(
     compared with the source's.
 
     dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64`` for all weights; None or ``auto`` keeps each as it is
-    stored. force: export in spite of errors that are not about the tensors; nothing is ever made up.
+    stored. pad: zeros where layers are smaller than others, so that a class of transformers holds them all; the report
+    says what they cost. like: ``llm-pruner`` makes ``out`` a file, ``{'model': …, 'tokenizer': …}`` for ``torch.load``;
+    the whole model is in memory then. force: export in spite of errors that are not about the tensors; nothing is ever
+    made up.
 
         >>> report = export("pytorch_model.bin", "exported/")      # doctest: +SKIP
         >>> report.way, report.comparison.difference
@@ -85,16 +91,16 @@ def export(
         os.fspath(path),
         os.fspath(out),
         Options(config=None if config is None else os.fspath(config), family=family, head_dim=head_dim),
-        _checked_dtype(dtype),
-        parse_size(max_shard_size),
+        checked_dtype(dtype),
+        parse_size(SHARD if max_shard_size is None else max_shard_size),
         None if tokenizer is None else os.fspath(tokenizer),
         force,
         pad,
         like,
         progress,
     )
-    if pad or like is not None:
-        raise UsageError("--pad and --like are not there yet")
+    if like is not None:
+        refuse_beside(like, pad=pad, sized=max_shard_size is not None)
     from gqacheck.runtime.run import require_run_extra
 
     require_run_extra("export")
@@ -102,13 +108,14 @@ def export(
     if before.checkpoint is None or before.geometry is None or before.error is not None:
         raise CannotExport(before.error or "the checkpoint cannot be read")
     checkpoint = before.checkpoint
-    check_destination(asked.out, [_place_of(checkpoint)], label=LABEL)
+    check_destination(asked.out, [_place_of(checkpoint)], label=LABEL, file=like is not None)
     refuse_unsound(before, head_dim_given=head_dim is not None, force=force)
-    with workplace(asked.out, CannotExport) as work, _quietly(work):
-        return _carry_out(asked, before, work, started)
+    with workplace(asked.out, CannotExport) as work, quietly(work):
+        return (_carry_out if like is None else _pickle)(asked, before, work, started)
 
 
-def _checked_dtype(dtype: str | None) -> str | None:
+def checked_dtype(dtype: str | None) -> str | None:
+    """The dtype to cast to, None for ``auto``. Raises UsageError for one that weights are not written in."""
     if dtype in (None, "auto"):
         return None
     if dtype not in _DTYPES:
@@ -124,7 +131,7 @@ def _place_of(checkpoint: Checkpoint) -> str:
 
 
 @contextmanager
-def _quietly(work: str) -> Iterator[None]:
+def quietly(work: str) -> Iterator[None]:
     """Third parties print nothing, ask nobody, and leave no modules behind."""
     import torch
 
@@ -141,13 +148,13 @@ def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: floa
     assert geometry is not None
     marks = fingerprint(checkpoint)
     tied = tied_to_embedding(checkpoint, geometry)
-    form = choose_form(Wanted(checkpoint, geometry, work, tied, asked.dtype))
-    require_space(work, sum(each.nbytes for each in form.tensors) + _ROOM, CannotExport, what="the export")
+    form = choose_form(Wanted(checkpoint, geometry, work, tied, asked.dtype, asked.pad))
+    require_space(work, sum(each.nbytes for each in form.tensors) + ROOM, CannotExport, what="the export")
     folder = os.path.join(work, "out")
     os.mkdir(folder)
     shards = plan_shards(form.tensors, asked.shard_bytes)
     write_shards(folder, shards, asked.progress)
-    notes = [*form.notes, *_write_beside(folder, form, checkpoint)]
+    notes = [*form.notes, *write_beside(folder, form, checkpoint)]
     kept = write_tokenizer(folder, checkpoint, asked.tokenizer, code_too=form.way == "as-stored" and bool(form.code))
     ours = form.way == "own-code"  # nobody else's code is run
     fault = tokenizer_fault(folder, checkpoint, asked.tokenizer, own_code=ours) if form.way != "as-stored" else ""
@@ -157,9 +164,7 @@ def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: floa
     if wrong:
         raise CannotExport(f"{wrong} does not read back as it was written; nothing was written")
     after, comparison = _verify(asked, before, folder, form)
-    changed = marks.changed()
-    if changed:
-        raise CannotExport(f"{changed} changed while it was read; nothing was written: export it again")
+    _refuse_changed(marks)
     files = tuple(sorted(os.listdir(folder)))
     size = sum(os.path.getsize(os.path.join(folder, name)) for name in files)
     move_into_place(folder, asked.out, label=LABEL)
@@ -169,7 +174,7 @@ def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: floa
         form.way,
         form.why,
         form.architecture,
-        _dtypes(form),
+        dtypes_of(form),
         sum(each.numel for each in form.tensors),
         len(shards),
         files,
@@ -181,10 +186,49 @@ def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: floa
         comparison,
         size,
         perf_counter() - started,
+        form.padding,
     )
 
 
-def _write_beside(folder: str, form: Form, checkpoint: Checkpoint) -> list[str]:
+def _pickle(asked: _Asked, before: CheckpointReport, work: str, started: float) -> ExportReport:
+    """The way of ``--like llm-pruner``: one file."""
+    assert before.checkpoint is not None
+    marks = fingerprint(before.checkpoint)
+    file = os.path.join(work, "out.bin")
+    made = pickle_like(
+        file, before, dtype=asked.dtype, tokenizer=asked.tokenizer, force=asked.force, progress=asked.progress
+    )
+    _refuse_changed(marks)
+    size = os.path.getsize(file)
+    move_into_place(file, asked.out, label=LABEL)
+    return ExportReport(
+        asked.path,
+        asked.out,
+        "llm-pruner",
+        "",
+        made.architecture,
+        made.dtype,
+        made.parameters,
+        1,
+        (os.path.basename(asked.out),),
+        made.tokenizer,
+        made.notes,
+        _cured(before, made.after),
+        before,
+        made.after,
+        made.comparison,
+        size,
+        perf_counter() - started,
+    )
+
+
+def _refuse_changed(marks: Fingerprint) -> None:
+    changed = marks.changed()
+    if changed:
+        raise CannotExport(f"{changed} changed while it was read; nothing was written: export it again")
+
+
+def write_beside(folder: str, form: Form, checkpoint: Checkpoint) -> list[str]:
     """Writes config, code, generation settings and papers; sentences on what was changed."""
     _write_json(os.path.join(folder, "config.json"), form.config)
     for name, source in form.code.items():
@@ -219,7 +263,7 @@ def _verify(asked: _Asked, before: CheckpointReport, folder: str, form: Form) ->
         Side(checkpoint, geometry),
         folder,
         form,
-        _tokenizer(folder),
+        tokenizer_in(folder),
         rounded=asked.dtype,
         progress=asked.progress,
     )
@@ -233,7 +277,8 @@ def _verify(asked: _Asked, before: CheckpointReport, folder: str, form: Form) ->
     return after, comparison
 
 
-def _tokenizer(folder: str) -> Any:
+def tokenizer_in(folder: str) -> Any:
+    """The tokenizer in a written folder, None without."""
     from gqacheck.formats import open_checkpoint
     from gqacheck.runtime.tokenizer import open_tokenizer
 
@@ -243,7 +288,8 @@ def _tokenizer(folder: str) -> Any:
         return None
 
 
-def _dtypes(form: Form) -> str:
+def dtypes_of(form: Form) -> str:
+    """Dtypes of the weights, the commonest first."""
     main = main_dtype(form.tensors)
     others = sorted({each.dtype for each in form.tensors} - {main})
     return ", ".join((main, *others))

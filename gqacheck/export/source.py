@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from gqacheck.checkpoint import Checkpoint, TensorInfo
 from gqacheck.export.facts import CannotExport
-from gqacheck.geometry.config import config_number, is_true
+from gqacheck.geometry.config import is_true
 from gqacheck.geometry.facts import Geometry
+from gqacheck.geometry.head_dim import doubt
 from gqacheck.geometry.names import is_adapter
 from gqacheck.report.words import layers_words
 from gqacheck.result import CheckpointReport
@@ -18,14 +19,13 @@ from gqacheck.text import printable, printable_list
 
 ABOUT_TENSORS = frozenset(
     ("GQA012", "GQA014", "GQA015", "GQA101", "GQA102", "GQA103", "GQA104", "GQA106", "GQA107", "GQA109", "GQA110",
-     "GQA111", "GQA301", "GQA302", "GQA303", "GQA304", "GQA305", "GQA409", "GQA410")
+     "GQA111", "GQA301", "GQA302", "GQA303", "GQA304", "GQA409", "GQA410")
 )  # fmt: skip
 """Rules whose errors mean that tensors are missing, of another shape or of uncertain content: no folder that loads can
 be made of them without making something up."""
 ABOUT_MEANING = frozenset(("GQA105", "GQA010"))
 """Rules whose errors an export would hide: the folder would say what is stored, and nobody would ask any more."""
 _SHOWN = 3
-_INFERRED = ("inferred", "guessed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def refuse_unsound(before: CheckpointReport, *, head_dim_given: bool, force: boo
     fatal = [finding for finding in errors if finding.code in ABOUT_TENSORS or _lost(finding, before.geometry)]
     if fatal:
         raise CannotExport(f"{_told(fatal)}; an export would have to make something up: repair the checkpoint first")
-    unsure = "" if head_dim_given or before.geometry is None else _unsure_head_dim(before.geometry)
+    unsure = "" if head_dim_given or before.geometry is None else doubt(before.geometry)
     if unsure:
         raise CannotExport(f"{unsure}; every head count hangs on it: say which it is with --head-dim N")
     if checkpoint.config is None:
@@ -96,37 +96,24 @@ def refuse_unsound(before: CheckpointReport, *, head_dim_given: bool, force: boo
         raise CannotExport(f"{_told(hidden)}; if that is meant, --force exports it as it is")
 
 
-def _unsure_head_dim(geometry: Geometry) -> str:
-    """Why it is not certain how wide a head is, one clause; "" when something states it or all that is heard agrees.
-
-    What is inferred may be wrong although a folder made of it loads: 128 rows are 16 heads of 8 or 8 heads of 16.
-    """
-    hidden, heads = (config_number(geometry.config, key) for key in ("hidden_size", "num_attention_heads"))
-    for layer in geometry.layers:
-        found = layer.attention.head_dim
-        if layer.attention.kind != "full" or (found is not None and not found.source.startswith(_INFERRED)):
-            continue
-        if found is None or found.source.startswith("guessed"):
-            return f"layer {layer.index}: nothing says how wide its heads are"
-        whole = bool(hidden and heads and hidden % heads == 0)
-        others = [claim for claim in found.disputed if whole or "hidden_size //" not in claim.source]
-        if others:
-            return (
-                f"layer {layer.index}: head_dim is {found.value} by {found.source.removeprefix('inferred: ')}, but "
-                f"{others[0].value} by {others[0].source.removeprefix('inferred: ')}"
-            )
-    return ""
-
-
 def _lost(finding: Finding, geometry: Geometry | None) -> bool:
     """Whether a finding that is mostly about the config means here that tensors are missing or of another length."""
     if finding.code == "GQA108":
         return (
             finding.expected is None or finding.expected.value != 0
         )  # 0: one that the family never has, and it is there
+    if finding.code == "GQA305":
+        return geometry is None or not _experts_agree(geometry)
     if finding.code == "GQA408" and geometry is not None and geometry.embedding is not None:
         return geometry.lm_head is not None and geometry.lm_head.rows != geometry.embedding.rows
     return False
+
+
+def _experts_agree(geometry: Geometry) -> bool:
+    """Whether every router has a row for each stored expert, in all layers as many: the config alone is stale."""
+    moe = [layer.mlp for layer in geometry.layers if layer.mlp.kind == "moe"]
+    counts = {mlp.n_experts_stored for mlp in moe}
+    return len(counts) == 1 and all(mlp.router is not None and mlp.router.rows in counts for mlp in moe)
 
 
 def _told(findings: list[Finding]) -> str:

@@ -12,7 +12,7 @@ from gqacheck.checkpoint import ITEMSIZE_BITS
 from gqacheck.errors import UsageError
 from gqacheck.export.content import Planned
 from gqacheck.export.facts import CannotExport
-from gqacheck.formats.tensor_bytes import CHUNK, CODES, FileBytes, safetensors_header
+from gqacheck.formats.tensor_bytes import CODES, FileBytes, safetensors_header
 from gqacheck.text import printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}  # fmt: skip
 _SMALLEST_SHARD = 1
 _TOLD_EVERY = 1 << 26
+_COMPARED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +114,24 @@ def write_shards(folder: str, shards: Sequence[Shard], progress: Progress | None
 
 def _write(each: Planned, stream: BinaryIO, told: _Told) -> None:
     written = 0
-    for piece in pieces_of(each):
-        stream.write(piece)
-        written += len(piece)
-        told.add(len(piece))
+    for nbytes in _written(each, stream):
+        written += nbytes
+        told.add(nbytes)
     if written != each.nbytes:
         raise CannotExport(
             f"{printable(each.name)} came out as {written} bytes where {each.nbytes} were planned; please report it"
         )
+
+
+def _written(each: Planned, stream: BinaryIO) -> Iterator[int]:
+    """Writes the tensor; how many bytes, piece by piece."""
+    if each.raw is None:
+        for piece in pieces_of(each):
+            yield stream.write(piece)
+        return
+    with FileBytes() as files:
+        for info in each.raw:
+            yield from files.copy(info, stream)
 
 
 def pieces_of(each: Planned) -> Iterator[bytes | memoryview]:
@@ -142,15 +153,22 @@ def pieces_of(each: Planned) -> Iterator[bytes | memoryview]:
     for content in each.contents:
         with WeightReader() as reader:
             for block in content.blocks(reader):
-                yield _bytes_of(_cast(block, target, each))
+                yield _bytes_of(cast(block, target, each))
 
 
-def _cast(block: torch.Tensor, target: torch.dtype, each: Planned) -> torch.Tensor:
+def cast(block: torch.Tensor, target: torch.dtype, each: Planned) -> torch.Tensor:
+    """``block`` in the dtype ``target``; ``each`` is the tensor it is of.
+
+    Raises:
+        CannotExport: a number does not fit.
+    """
     import torch
+
+    from gqacheck.runtime.weights import cast_to
 
     if block.dtype == target:
         return block
-    made = block.to(target)
+    made = cast_to(block, target)
     narrow = block.is_floating_point() and torch.finfo(target).max < torch.finfo(block.dtype).max
     if narrow and not bool(made.isfinite().all()) and bool((block.isfinite() & ~made.isfinite()).any()):
         most = float(block[block.isfinite()].abs().max())
@@ -191,8 +209,8 @@ def first_difference(folder: str, shards: Sequence[Shard], progress: Progress | 
 
 
 def _same(stream: BinaryIO, piece: bytes | memoryview) -> bool:
-    for at in range(0, len(piece), CHUNK):
-        expected = piece[at : at + CHUNK]
+    for at in range(0, len(piece), _COMPARED):
+        expected = bytes(piece[at : at + _COMPARED])  # a memoryview is compared ten times as slowly
         if stream.read(len(expected)) != expected:
             return False
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gqacheck.export.facts import ExportReport
+from gqacheck.export.pad import cost_words
 from gqacheck.report.document import Block, Span, Style, line
 from gqacheck.report.words import bytes_words, plural, scaled, seconds_words
 from gqacheck.result import ClaimState
@@ -28,7 +29,7 @@ def _blocks(report: ExportReport) -> Iterator[Block]:
         for note in report.notes:
             yield line(f"  {note}")
     if report.cured:
-        yield line(Span("wrong in the source, right in the folder", "strong"))
+        yield line(Span(f"wrong in the source, right in the {_kind(report)}", "strong"))
         for sentence in report.cured[:_SHOWN]:
             yield line(f"  {sentence}")
         if len(report.cured) > _SHOWN:
@@ -42,9 +43,15 @@ def _blocks(report: ExportReport) -> Iterator[Block]:
     )
 
 
+def _kind(report: ExportReport) -> str:
+    return "pickle" if report.way == "llm-pruner" else "folder"
+
+
 def _call(report: ExportReport) -> str:
     if report.way == "as-stored":
         return "the code of its own family"
+    if report.way == "llm-pruner":
+        return f'torch.load("{printable(report.out)}", weights_only=False)["model"]'
     trust = ", trust_remote_code=True" if report.way == "own-code" else ""
     return f'AutoModelForCausalLM.from_pretrained("{printable(report.out)}"{trust})'
 
@@ -55,6 +62,8 @@ def _facts(report: ExportReport) -> Iterator[tuple[str, str]]:
     if report.why:
         yield "because", report.why
     yield "weights", f"{scaled(report.parameters)} parameters, {report.dtype}, {plural(report.shards, 'file')}"
+    if report.padding is not None:
+        yield "zeros", cost_words(report.padding)
     yield "tokenizer", report.tokenizer
 
 
@@ -73,8 +82,9 @@ def _verified(report: ExportReport) -> Iterator[Block]:
         return
     apart = comparison.difference or 0.0
     said = "equal to" if not apart else f"apart by {apart:.1e} of their standard deviation from"
+    how = "rebuilt from the pickle as data" if report.way == "llm-pruner" else "loaded by plain transformers"
     yield line(
         f"  {'logits':<9}",
         Span("ok", "ok"),
-        f"  {said} the source's over {comparison.tokens} tokens, loaded by plain transformers, in {comparison.dtype}",
+        f"  {said} the source's over {comparison.tokens} tokens, {how}, in {comparison.dtype}",
     )

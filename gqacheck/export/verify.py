@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ Measured on exports of every family: 0. Every number that is written is compared
 SMALL = 1 << 28
 """Bytes of float32 weights up to which a whole model is loaded; above, its layers are read as they are needed."""
 _TOKENS, _FEW_TOKENS = 48, 8
+_NEGLIGIBLE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Side:
     geometry: Geometry
 
 
-def check_folder(folder: str, before: CheckpointReport, *, force: bool) -> CheckpointReport:
-    """The static check of the written folder.
+def check_folder(folder: str, before: CheckpointReport, *, force: bool, what: str = "folder") -> CheckpointReport:
+    """The static check of the written folder, or of a file that ``what`` names.
 
     Raises:
         CannotExport: it has errors that ``force`` does not cover: only what the source had too is covered.
@@ -52,7 +54,7 @@ def check_folder(folder: str, before: CheckpointReport, *, force: bool) -> Check
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         hint = "" if force else _force_hint(before, {finding.code for finding in wrong})
         raise CannotExport(
-            f"the folder would still have {wrong[0].code}: {wrong[0].message}{more}; nothing was written{hint}"
+            f"the {what} would still have {wrong[0].code}: {wrong[0].message}{more}; nothing was written{hint}"
         )
     return after
 
@@ -100,10 +102,44 @@ def compare(
     """The folder, loaded by plain transformers, beside the source's rebuilt model; one of them in memory at a time.
 
     rounded: the dtype that all weights were cast to, None when they are as stored. What cannot be run is a
-    ``Comparison`` that says why.
+    ``Comparison`` that says why. Zeros that were added change the order of sums: where float32 shows a difference then,
+    float64 decides.
 
     Raises:
         CannotExport: the folder does not run although the source does.
+    """
+
+    def run(dtype: str | None) -> Comparison:
+        return compare_with(
+            lambda ids: _run_folder(folder, form, source, ids, dtype),
+            source,
+            tokenizer,
+            rounded=rounded,
+            progress=progress,
+            dtype=dtype,
+        )
+
+    if form.padding is None:
+        return run(None)
+    found = run("float32")
+    return run("float64") if found.ran and not found.equal else found
+
+
+def compare_with(
+    written: Callable[[torch.Tensor], Trace],
+    source: Side,
+    tokenizer: Any,
+    *,
+    rounded: str | None,
+    progress: Progress | None = None,
+    dtype: str | None = None,
+) -> Comparison:
+    """The same for anything that was written: ``written`` loads it and runs it over the ids that it is given.
+
+    dtype: to compute in; None is float32, and where weights are read as they are needed what is quickest.
+
+    Raises:
+        CannotExport: it does not run although the source does.
     """
     from gqacheck.runtime.configure import CannotRun, one_line
     from gqacheck.runtime.trace import first_difference, other_numbers, smoke_ids
@@ -111,39 +147,45 @@ def compare(
     rows = source.geometry.embedding.rows if source.geometry.embedding is not None else 0
     ids = smoke_ids(tokenizer, rows, tokens=_TOKENS if is_small(source) else _FEW_TOKENS)
     try:
-        theirs, kept = _run_source(source, rounded, ids)
+        theirs, kept = _run_source(source, rounded, ids, dtype)
     except CannotRun as error:
         return Comparison(False, f"the source is not run: {error}")
     except (GqacheckError, MemoryError) as error:
         return Comparison(False, str(error) or "there is not enough memory to run it")
     except Exception as error:  # what a forward pass raises
         return Comparison(False, f"the source does not run: {one_line(error)}")
-    gc.collect()
+    _free(source)
     if progress is not None:
         progress("run", 1, 2)
     try:
-        ours = _run_folder(folder, form, source, ids)
+        ours = written(ids)
     except MemoryError:
         return Comparison(False, "there is not enough memory to run it")
     except Exception as error:  # as above
         raise CannotExport(f"what was written does not run: {one_line(error)}; nothing was written") from error
-    gc.collect()
+    _free(source)
     if progress is not None:
         progress("run", 2, 2)
     difference, layer = first_difference(ours, theirs, ALLOWED)
     said = other_numbers(ours, theirs) if difference <= ALLOWED else ""
     if said:
         raise CannotExport(f"what was written is not the source's model: {said}; nothing was written")
-    return Comparison(True, kept, difference, ALLOWED, layer, ids.numel(), streamed=not is_small(source))
+    return Comparison(
+        True, kept, difference, ALLOWED, layer, ids.numel(), _computed_in(source, dtype), streamed=not is_small(source)
+    )
 
 
-def _run_source(source: Side, rounded: str | None, ids: torch.Tensor) -> tuple[Trace, str]:
+def _computed_in(source: Side, dtype: str | None) -> str:
+    from gqacheck.runtime.on_demand import quick_dtype
+
+    return dtype or ("float32" if is_small(source) else str(quick_dtype()).removeprefix("torch."))
+
+
+def _run_source(source: Side, rounded: str | None, ids: torch.Tensor, dtype: str | None) -> tuple[Trace, str]:
     """The source's rebuilt model, and what it runs with that its config does not say.
 
-    rounded: the dtype that its weights are cast to on the way out.
+    rounded: the dtype that its weights are cast to on the way out. dtype: as in ``compare_with``.
     """
-    import torch
-
     from gqacheck.runtime.on_demand import quick_dtype, read_on_demand
     from gqacheck.runtime.rebuild import rebuild
     from gqacheck.runtime.skeleton import live_layers
@@ -151,51 +193,62 @@ def _run_source(source: Side, rounded: str | None, ids: torch.Tensor) -> tuple[T
     from gqacheck.runtime.weights import torch_dtype
 
     small, narrow = is_small(source), None if rounded is None else torch_dtype(rounded)
-    rebuilt = rebuild(source.checkpoint, source.geometry, dtype=torch.float32, weights=small)
+    wide = torch_dtype(dtype or "float32")
+    rebuilt = rebuild(source.checkpoint, source.geometry, dtype=wide, weights=small)
     model, layers = rebuilt.model, list(live_layers(rebuilt.model, source.geometry)[1])
     if not small:
-        read_on_demand(model, layers, rebuilt.sources, dtype=quick_dtype(), rounded=narrow)
+        read_on_demand(model, layers, rebuilt.sources, dtype=quick_dtype() if dtype is None else wide, rounded=narrow)
     elif narrow is not None:
         for tensor in model.state_dict(keep_vars=True).values():
             if tensor.is_floating_point():
-                tensor.data = tensor.data.to(narrow).float()
+                tensor.data = tensor.data.to(narrow).to(wide)
     kept = [note for note in rebuilt.notes if note.endswith("was kept")]
     return trace(model, layers, ids), "; ".join(kept)
 
 
-def _run_folder(folder: str, form: Form, source: Side, ids: torch.Tensor) -> Trace:
+def _run_folder(folder: str, form: Form, source: Side, ids: torch.Tensor, dtype: str | None) -> Trace:
     """The folder as ``from_pretrained`` loads it; a large one built by the same classes, its weights read as needed."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from gqacheck.runtime.on_demand import quick_dtype
     from gqacheck.runtime.skeleton import construct, live_layers
     from gqacheck.runtime.trace import trace
+    from gqacheck.runtime.weights import torch_dtype
 
-    own = bool(form.code)
+    own, wide = bool(form.code), torch_dtype(dtype or "float32")
     if is_small(source):
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=own, local_files_only=True
+            folder, dtype=wide, trust_remote_code=own, local_files_only=True
         ).eval()
     else:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=own, local_files_only=True)
-        config.dtype = torch.float32
+        config.dtype = wide
         model = construct(config, own_code=own)
-        _read_folder(model, folder)
+        _read_folder(model, folder, quick_dtype() if dtype is None else wide)
+    if dtype == "float64" and hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # torch's grouped product knows no float64
     return trace(model, list(live_layers(model, source.geometry)[1]), ids)
 
 
-def _read_folder(model: Any, folder: str) -> None:
+def _read_folder(model: Any, folder: str, dtype: torch.dtype) -> None:
     """Makes ``model`` read its weights from the folder while it runs."""
     from gqacheck.formats import open_checkpoint
     from gqacheck.geometry.measure import measure
-    from gqacheck.runtime.on_demand import quick_dtype, read_on_demand
+    from gqacheck.runtime.on_demand import read_on_demand
     from gqacheck.runtime.rebuild import sources_of
     from gqacheck.runtime.skeleton import live_layers
 
     written = open_checkpoint(folder)
     geometry = measure(written)
     sources = sources_of(model, written, geometry)
-    read_on_demand(model, list(live_layers(model, geometry)[1]), sources, dtype=quick_dtype())
+    read_on_demand(model, list(live_layers(model, geometry)[1]), sources, dtype=dtype)
+
+
+def _free(source: Side) -> None:
+    """Models hold themselves in circles. Collecting takes half a second, so not for a few megabytes, nor for
+    a large one, which is not in memory."""
+    if source.checkpoint.parameters > _NEGLIGIBLE and is_small(source):
+        gc.collect()
 
 
 def is_small(source: Side) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from types import TracebackType
+from typing import BinaryIO
 
 from gqacheck.errors import ReadError
 
@@ -74,6 +76,32 @@ class Source:
             raise ReadError(f"{self.path}: {n} bytes were asked for at {offset}, {len(data)} came; the file changed")
         self.bytes_read += n
         return data
+
+    def copy(self, offset: int, n: int, to: BinaryIO) -> None:
+        """Writes ``n`` bytes from ``offset`` on to ``to``, inside the kernel where it can.
+
+        Raises:
+            ReadError: the file does not hold them.
+            OSError: ``to`` does not take them.
+        """
+        done = self._handed_over(offset, n, to) if offset >= 0 and offset + n <= self.size else 0
+        if done < n:
+            to.write(self.read(offset + done, n - done))
+
+    def _handed_over(self, offset: int, n: int, to: BinaryIO) -> int:
+        """How many bytes the kernel copied; none where it cannot (another system, two kinds of file system)."""
+        done = 0
+        if not hasattr(os, "copy_file_range") or self._descriptor < 0:
+            return done
+        to.flush()
+        try:
+            while done < n and (got := os.copy_file_range(self._descriptor, to.fileno(), n - done, offset + done)):
+                done += got
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+        self.bytes_read += done
+        return done
 
     def _fetch(self, offset: int, n: int) -> bytes:
         data = os.pread(self._descriptor, n, offset)

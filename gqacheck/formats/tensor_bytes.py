@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from gqacheck.checkpoint import ITEMSIZE_BITS, TensorInfo
 from gqacheck.errors import ReadError
@@ -12,8 +12,8 @@ from gqacheck.formats.safetensors import DTYPES
 from gqacheck.formats.source import Source
 from gqacheck.text import printable
 
-CHUNK = 1 << 24
-"""Bytes of a piece."""
+CHUNK = 1 << 22
+"""Bytes of a piece: small enough that it is still in the processor's cache when it is written or compared."""
 CODES: Mapping[str, str] = {name: code for code, name in DTYPES.items()}
 """This package's dtype names -> those of the safetensors format."""
 
@@ -37,6 +37,25 @@ class FileBytes:
         Raises:
             ReadError: they are not there, or the rows do not lie so.
         """
+        source, start = self._place(info)
+        for at in range(0, info.nbytes, CHUNK):
+            yield source.read(start + at, min(CHUNK, info.nbytes - at))
+
+    def copy(self, info: TensorInfo, to: BinaryIO) -> Iterator[int]:
+        """Writes the same bytes to ``to``; how many, piece by piece.
+
+        Raises:
+            ReadError: as ``chunks``.
+            OSError: ``to`` does not take them.
+        """
+        source, start = self._place(info)
+        for at in range(0, info.nbytes, CHUNK):
+            n = min(CHUNK, info.nbytes - at)
+            source.copy(start + at, n, to)
+            yield n
+
+    def _place(self, info: TensorInfo) -> tuple[Source, int]:
+        """The file that holds the tensor, and where in it."""
         storage = info.storage
         if storage is None:
             raise ReadError(f"{printable(info.name)} has no bytes in the file")
@@ -48,8 +67,7 @@ class FileBytes:
         source = self._sources.get(storage.file)
         if source is None:
             source = self._sources[storage.file] = Source.open(storage.file)
-        for at in range(0, info.nbytes, CHUNK):
-            yield source.read(storage.offset + start + at, min(CHUNK, info.nbytes - at))
+        return source, storage.offset + start
 
 
 def safetensors_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:

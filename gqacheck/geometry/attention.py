@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gqacheck.checkpoint import ModuleInfo, Plain
-from gqacheck.geometry.config import config_layer_value
+from gqacheck.geometry.config import config_layer_value, is_left_out
 from gqacheck.geometry.facts import Attention, Norm, Projection
 from gqacheck.geometry.family import Family
 from gqacheck.geometry.head_dim import Rows
@@ -32,6 +32,8 @@ def attention_of(
     name = _module_name(parts)
     module = modules.get(f"{clean_path}.{name}") if name and modules else None
     block_path = f"{path}.{name}" if name else ""
+    if is_left_out(config, "num_attention_heads", index):
+        return Attention("dropped", block_path)  # LLM-Drop may leave its weights in the file
     if parts.mla or (family.attention == "mla" and made["o"] is not None):
         return Attention("mla", block_path or f"{path}.self_attn", o=made["o"], module=module)
     if not any(parts.dense.get(role) is not None for role in _ROLES):

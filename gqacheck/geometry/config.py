@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from gqacheck.checkpoint import Checkpoint, Plain
@@ -12,8 +12,16 @@ from gqacheck.geometry.family import Family
 LAYER_LISTS = "gqacheck_layers"
 """The config key under which per-layer sizes live: ``{"num_attention_heads": [32, 24, …], …}``."""
 
+_LEFT_OUT: Mapping[str, str] = {
+    "num_attention_heads": "drop_attn_list",
+    "num_key_value_heads": "drop_attn_list",
+    "intermediate_size": "drop_mlp_list",
+}
+"""Our key -> LLM-Drop's list of the layers without that block: their indices, or a yes or no for every layer."""
+
 LARGEST = 1 << 40
 """Sizes above this are taken for noise, not for a claim."""
+_MOST_LAYERS = 10_000
 
 _TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config", "language_model_config")
 _FROM_WRAPPER = ("tie_word_embeddings", "quantization_config", LAYER_LISTS)
@@ -68,9 +76,31 @@ def config_layer_value(config: Mapping[str, Plain], key: str, layer: int) -> int
     """
     lists = config.get(LAYER_LISTS)
     value = _entry(lists.get(key), layer) if isinstance(lists, Mapping) else None
+    if value is None and is_left_out(config, key, layer):
+        return 0
     if value is None:
         value = _entry(config.get(key), layer)
     return config_number(config, key) if value is None else value
+
+
+def is_left_out(config: Mapping[str, Plain], key: str, layer: int) -> bool:
+    """Whether LLM-Drop's lists say that the block of size ``key`` is not run in this layer, stored or not."""
+    entries = config.get(_LEFT_OUT.get(key, ""))
+    if not isinstance(entries, tuple | list) or not entries:
+        return False
+    if all(isinstance(entry, bool) for entry in entries):
+        return 0 <= layer < len(entries) and entries[layer] is True
+    return any(type(entry) is int and entry == layer for entry in entries)
+
+
+def empty_layers(config: Mapping[str, Plain]) -> Iterator[int]:
+    """Indices of the layers that the config says have neither attention nor MLP: nothing of them need be stored."""
+    count = config_number(config, "num_hidden_layers") or 0
+    lists = config.get(LAYER_LISTS)
+    said = isinstance(lists, Mapping) or any(isinstance(config.get(key), tuple | list) for key in _LEFT_OUT.values())
+    for layer in range(count if said and count <= _MOST_LAYERS else 0):
+        if all(config_layer_value(config, key, layer) == 0 for key in ("num_attention_heads", "intermediate_size")):
+            yield layer
 
 
 def config_layer_claim(config: Mapping[str, Plain], key: str, layer: int, source: str) -> Claim | None:
@@ -81,6 +111,8 @@ def config_layer_claim(config: Mapping[str, Plain], key: str, layer: int, source
     lists = config.get(LAYER_LISTS)
     if isinstance(lists, Mapping) and _entry(lists.get(key), layer) is not None:
         return Claim(value, f"{source} {LAYER_LISTS}.{key}[{layer}]")
+    if is_left_out(config, key, layer):
+        return Claim(value, f"{source} {_LEFT_OUT[key]}")
     return Claim(value, f"{source} {key}" if type(config.get(key)) is int else f"{source} {key}[{layer}]")
 
 

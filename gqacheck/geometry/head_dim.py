@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gqacheck.checkpoint import ModuleInfo, Plain
-from gqacheck.geometry.config import config_layer_value, config_number
-from gqacheck.geometry.facts import Claim, Measured, Norm
+from gqacheck.geometry.config import LAYER_LISTS, config_layer_value, config_number
+from gqacheck.geometry.facts import Claim, Geometry, Measured, Norm
 from gqacheck.geometry.family import Family
 
 LARGEST_HEAD_DIM = 1 << 16
@@ -21,6 +21,9 @@ USUAL = (128, 64, 96, 80, 256, 112, 160, 192, 120, 100, 72, 48, 32)
 
 _FROM_ROWS = "inferred: q_proj and k_proj rows"
 _NO_USUAL_SIZE = frozenset({"falcon", "phi3", "stablelm", "gpt_oss", "generic"})
+_ONLY_COUNTS = frozenset({"falcon"})
+"""Families whose config has no key for head_dim: whoever cuts heads can write down their counts and nothing else."""
+_INFERRED = ("inferred", "guessed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ def model_claims(evidence: Evidence) -> tuple[list[Claim], list[Claim]]:
     stated = plausible(config_number(evidence.config, "head_dim"))
     if stated is not None:
         above.append(Claim(stated, f"{evidence.source} head_dim"))
+    listed = _listed(evidence.config)
+    if listed is not None:
+        above.insert(0, Claim(listed, f"{evidence.source} {LAYER_LISTS}.head_dim"))
     below: list[Claim] = []
     default = evidence.family.default_head_dim
     if not above and default is not None and evidence.config:
@@ -115,8 +121,9 @@ def _norm_claims(norms: Sequence[Norm], rows: Rows, cautious: bool) -> list[Clai
 def _rotary_claims(evidence: Evidence, said: Sequence[int]) -> list[Claim]:
     """The rotary buffer holds one number per rotated pair; with partial rotation several head_dims fit its length."""
     length, share = evidence.inv_freq or 0, evidence.rotary_share
+    whole = evidence.family.partial_rotary == 1  # most of these classes do not read a share that the config states
     for value in said:
-        if (int(value * share) + 1) // 2 == length:
+        if (int(value * share) + 1) // 2 == length or (whole and (value + 1) // 2 == length):
             return [Claim(value, "rotary_emb.inv_freq length")]
     computed = plausible(round(2 * length / share))
     return [] if computed is None else [Claim(computed, "rotary_emb.inv_freq length")]
@@ -136,9 +143,41 @@ def _inferred(evidence: Evidence) -> list[Claim]:
         return claims
     fits = 0 if implied is None or hidden % heads else _layers_that_fit(evidence, implied)
     other = Claim(by_rows, f"{_FROM_ROWS} / head counts of {evidence.source}")
-    if votes > fits or (votes == fits and _rank(by_rows) < _rank(implied)):
+    by_counts = evidence.family.name in _ONLY_COUNTS or _rank(by_rows) < _rank(implied)
+    if votes > fits or (votes == fits and by_counts):
         return [other, *claims]
     return [*claims, other] if votes == len(evidence.rows) else claims
+
+
+def _listed(config: Mapping[str, Plain]) -> int | None:
+    """The head_dim of the per-layer lists, where a config class has no key of its own for it."""
+    lists = config.get(LAYER_LISTS)
+    entries = lists.get("head_dim") if isinstance(lists, Mapping) else None
+    if not isinstance(entries, tuple | list) or len(set(entries)) != 1:
+        return None
+    return plausible(entries[0])
+
+
+def doubt(geometry: Geometry) -> str:
+    """Why it is not certain how wide a head is, one clause; "" when something states it or all that is heard agrees.
+
+    What is inferred may be wrong although the model runs: 128 rows are 16 heads of 8 or 8 heads of 16.
+    """
+    hidden, heads = (config_number(geometry.config, key) for key in ("hidden_size", "num_attention_heads"))
+    for layer in geometry.layers:
+        found = layer.attention.head_dim
+        if layer.attention.kind != "full" or (found is not None and not found.source.startswith(_INFERRED)):
+            continue
+        if found is None or found.source.startswith("guessed"):
+            return f"layer {layer.index}: nothing says how wide its heads are"
+        whole = bool(hidden and heads and hidden % heads == 0)
+        others = [claim for claim in found.disputed if whole or "hidden_size //" not in claim.source]
+        if others:
+            return (
+                f"layer {layer.index}: head_dim is {found.value} by {found.source.removeprefix('inferred: ')}, but "
+                f"{others[0].value} by {others[0].source.removeprefix('inferred: ')}"
+            )
+    return ""
 
 
 def _by_rows(evidence: Evidence) -> tuple[int | None, int]:

@@ -13,7 +13,14 @@ from dataclasses import replace
 from gqacheck.checkpoint import Checkpoint, ModuleInfo, Plain
 from gqacheck.errors import NotACheckpoint, UsageError
 from gqacheck.geometry.attention import attention_of, measured_rows, norm_of
-from gqacheck.geometry.config import config_number, is_true, partial_rotary, text_config, with_our_spelling
+from gqacheck.geometry.config import (
+    config_number,
+    empty_layers,
+    is_true,
+    partial_rotary,
+    text_config,
+    with_our_spelling,
+)
 from gqacheck.geometry.facts import Claim, Geometry, Layer, Measured
 from gqacheck.geometry.family import Family
 from gqacheck.geometry.head_dim import LARGEST_HEAD_DIM, Evidence, believed, model_claims
@@ -51,6 +58,8 @@ def measure(checkpoint: Checkpoint, *, family: str | None = None, head_dim: int 
     kind, family_source = recognise(checkpoint, config, wrapped, modules, group, family)
     config = with_our_spelling(config, kind)
     predictors = _drop_predictors(group)
+    for index in empty_layers(config):
+        group.layers.setdefault(index, {})
     slots = Slots(kind, checkpoint.quantization is not None)
     layers, parts = _layers(group, kind, slots, config, modules)
     if all(own.empty for own in parts):
@@ -153,7 +162,8 @@ def _with_head_dim(layers: Iterable[Layer], evidence: Evidence) -> list[Layer]:
 
 def _layer_inv_freq(group: LayerList) -> int | None:
     """The rotary buffer of transformers before 4.48, one copy per layer: the first layer's."""
-    for name, tensor in group.layers[min(group.layers)].items() if group.layers else ():
+    first = next((tensors for _, tensors in sorted(group.layers.items()) if tensors), {})
+    for name, tensor in first.items():
         if name.endswith("inv_freq") and "rotary" in name:
             return buffer_length(tensor)
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gqacheck.checkpoint import ModuleInfo, Plain
-from gqacheck.geometry.config import config_layer_value
+from gqacheck.geometry.config import config_layer_value, is_left_out
 from gqacheck.geometry.facts import Expert, Mlp, Projection
 from gqacheck.geometry.family import Family
 from gqacheck.geometry.pieces import Parts, Piece, length, projection, rows_and_columns
@@ -26,6 +26,8 @@ def mlp_of(
     clean_path: str,
 ) -> Mlp:
     """The feed-forward block. path: of the layer as stored; clean_path: as ``modules`` is keyed."""
+    if is_left_out(config, "intermediate_size", index):
+        return Mlp("dropped")  # LLM-Drop may leave its weights in the file
     if parts.experts or parts.stacked or parts.router is not None:
         return _moe(parts, path, family, modules, clean_path)
     names = [parts.dense[role].module for role in _DENSE if role in parts.dense]

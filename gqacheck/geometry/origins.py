@@ -64,6 +64,10 @@ class Heads:
         """Whether the origins may be judged."""
         return self.state in ("exact", "similar")
 
+    def may_be_any(self, origin: Origin) -> bool:
+        """Whether a block may be every one of the parent's: it is all zeros."""
+        return origin.how == "exact" and self.n_parent > 1 and len(origin.heads) == self.n_parent
+
 
 @dataclass(frozen=True, slots=True)
 class Channels:

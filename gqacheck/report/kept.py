@@ -39,7 +39,15 @@ def kept_words(lineage: Lineage) -> list[str]:
 
 def _other_words(layer: LayerOrigin) -> list[str]:
     rewritten = layer.o is not None and layer.o.state == "rewritten"
-    return [*(["o_proj rewritten"] if rewritten else []), *_channel_words(layer.mlps)]
+    return [*_zero_words(layer), *(["o_proj rewritten"] if rewritten else []), *_channel_words(layer.mlps)]
+
+
+def _zero_words(layer: LayerOrigin) -> list[str]:
+    """Heads of zeros, masked or padded, which may be any of the parent's; [] where there are none."""
+    q, kv = (0 if heads is None else sum(map(heads.may_be_any, heads.origins)) for heads in (layer.q, layer.k))
+    if q and layer.n_q is not None:
+        return [f"{layer.n_q - q} of {layer.parent_n_q} query heads, beside {q} of zeros"]
+    return [f"{plural(kv, 'KV head')} of zeros"] if kv else []
 
 
 def _head_words(layer: LayerOrigin, made: Sequence[Seat]) -> list[str]:
@@ -49,6 +57,8 @@ def _head_words(layer: LayerOrigin, made: Sequence[Seat]) -> list[str]:
         return []
     words = []
     counts = tally(made)
+    if not counts.wrong and _zero_words(layer):
+        return []
     if (layer.n_q, layer.n_kv) != (layer.parent_n_q, layer.parent_n_kv):
         each = f"{group} of {parent_group}" if group != parent_group else f"all {group}" if group > 1 else "the"
         words.append(f"{layer.n_kv} of {layer.parent_n_kv} KV heads with {each} query heads of each")

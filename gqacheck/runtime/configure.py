@@ -30,12 +30,13 @@ class CannotRun(GqacheckError):
 _BOOKKEEPING = frozenset(
     (
         "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "finetuning_task", "gqacheck_layers",
-        "id2label", "label2id", "is_decoder", "is_encoder_decoder", "model_type", "name_or_path", "num_labels",
-        "output_attentions", "output_hidden_states", "per_layer_config", "prefix", "problem_type", "pruned_heads",
-        "quantization_config", "return_dict", "task_specific_params", "tf_legacy_loss", "tokenizer_class",
-        "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "pretraining_tp",
+        "gqacheck_padded", "id2label", "label2id", "is_decoder", "is_encoder_decoder", "model_type", "name_or_path",
+        "num_labels", "output_attentions", "output_hidden_states", "per_layer_config", "prefix", "problem_type",
+        "pruned_heads", "quantization_config", "return_dict", "task_specific_params", "tf_legacy_loss",
+        "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "pretraining_tp",
         "cross_attention_hidden_size", "add_cross_attention", "tie_encoder_decoder", "decoder_start_token_id",
-        "sep_token_id", "attn_implementation", "experts_implementation", "use_kernels",
+        "sep_token_id", "attn_implementation", "experts_implementation", "use_kernels", "drop_attn_list",
+        "drop_mlp_list",
     )
 )  # fmt: skip
 _MAX_LAYERS = 10_000

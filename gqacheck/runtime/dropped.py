@@ -70,10 +70,28 @@ def drop_blocks(live: Any, layer: Layer, family: Family) -> None:
         name = _only(live, _MLP, layer)
         pair = bool(getattr(live, "is_moe_layer", family.name == "gpt_oss"))  # Llama 4 says so itself
         setattr(live, name, NoMlp(pair=pair))
-    for name, role in _norms(live, family):
-        gone = attention and mlp if role == _BOTH else attention if role == "attention" else mlp
-        if gone:
-            setattr(live, name, nn.Identity())
+    for name in _idle_norms(live, layer, family):
+        setattr(live, name, nn.Identity())
+
+
+def dropped_parts(live: Any, layer: Layer, family: Family) -> tuple[str, ...]:
+    """Names, within a live layer, of the blocks that ``layer`` does not have and of the norms that go with them.
+
+    Raises:
+        CannotRun: the stock class has no such block.
+    """
+    blocks = []
+    if layer.attention.kind == "dropped":
+        blocks.append(_only(live, _ATTENTION, layer))
+    if layer.mlp.kind == "dropped":
+        blocks.append(_only(live, _MLP, layer))
+    return (*blocks, *_idle_norms(live, layer, family))
+
+
+def _idle_norms(live: Any, layer: Layer, family: Family) -> tuple[str, ...]:
+    attention, mlp = layer.attention.kind == "dropped", layer.mlp.kind == "dropped"
+    gone = {_BOTH: attention and mlp, "attention": attention, "mlp": mlp}
+    return tuple(name for name, role in _norms(live, family) if gone[role])
 
 
 def _only(live: Any, names: tuple[str, ...], layer: Layer) -> str:

@@ -62,14 +62,20 @@ def describe_model(model: Any) -> Checkpoint:
     )
 
 
-def live_samples(model: Any) -> Callable[[Matrix, Sequence[int]], list[bytes]]:
-    """A reader of sampled lines for ``trace_lineage``, of the tensors that ``describe_model(model)`` names."""
+def live_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors that ``describe_model(model)`` describes, by the names that it gives them."""
     tensors: dict[str, torch.Tensor] = {}
     for path, module in _walk(_unwrap(model), ""):
         for entries in (module._parameters, module._buffers):
             for name, tensor in entries.items():
                 if isinstance(tensor, torch.Tensor):
                     tensors[f"{path}.{name}" if path else name] = tensor
+    return tensors
+
+
+def live_samples(model: Any) -> Callable[[Matrix, Sequence[int]], list[bytes]]:
+    """A reader of sampled lines for ``trace_lineage``, of the tensors that ``describe_model(model)`` names."""
+    tensors = live_tensors(model)
 
     def samples(matrix: Matrix, window: Sequence[int]) -> list[bytes]:
         tensor = tensors[matrix.info.name].detach()

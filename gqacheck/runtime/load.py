@@ -19,13 +19,15 @@ def load_model(
     tokenizer: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
     family: str | None = None,
+    head_dim: int | None = None,
 ) -> tuple[Any, Any]:
     """The checkpoint as (model, tokenizer): the stock transformers class at the sizes that are stored.
 
     Works where ``from_pretrained`` cannot (layers of different shape, 4.x whole-module pickles under transformers 5)
     and runs no code of the file. The tokenizer is None when the checkpoint has none (with a warning when it has one
     that cannot be used). dtype: None is the file's own on a GPU and float32 on a CPU; ``auto`` is the file's own
-    everywhere. device_map: as in ``accelerate`` (``"auto"``), in place of ``device``::
+    everywhere. device_map: as in ``accelerate`` (``"auto"``), in place of ``device``. head_dim: how wide a head is,
+    where nothing in the checkpoint says so::
 
         >>> model, tokenizer = load_model("pytorch_model.bin")
         >>> tokenizer.decode(model.generate(**tokenizer("The model", return_tensors="pt"))[0])
@@ -33,7 +35,7 @@ def load_model(
     Raises:
         ReadError: the file, or the tokenizer that was named, cannot be read.
         CannotRun: the model cannot be rebuilt, with the reason.
-        UsageError: no such device or dtype.
+        UsageError: no such device, dtype, family or head_dim.
         MissingDependency: torch, transformers or (for device_map) accelerate is not installed.
     """
     require_run_extra("load_model")
@@ -46,7 +48,7 @@ def load_model(
 
     where = check_device("cpu" if device_map is not None else device)
     checkpoint = open_checkpoint(os.fspath(path), config=None if config is None else os.fspath(config))
-    geometry = measure(checkpoint, family=family)
+    geometry = measure(checkpoint, family=family, head_dim=head_dim)
     wanted = choose_dtype(checkpoint, dtype, where if device_map is None else _best_device(device_map))
     found = None
     if tokenizer is not None or checkpoint.tokenizer is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch.nn import functional
 from gqacheck.checkpoint import TensorInfo
 from gqacheck.runtime.configure import CannotRun
 from gqacheck.runtime.layouts import Source
-from gqacheck.runtime.weights import WeightReader
+from gqacheck.runtime.weights import WeightReader, cast_to
 
-BLOCK = 1 << 22
-"""Elements of a projection that are in memory at once; by shape and not by bytes, so that two files that hold the same
-in different dtypes are multiplied in the same pieces."""
+BLOCK = 1 << 19
+"""Elements of a projection that are in memory at once; by shape and not by bytes, so that two files that hold the
+same in different dtypes are multiplied in the same pieces. Few enough to stay in the processor's cache."""
+_KEPT = 1 << 24
 MOST_AT_ONCE = 1 << 29
 """Elements of one layer, projections left out (stacked experts), that are still read whole."""
 
@@ -55,6 +57,27 @@ def read_on_demand(
     for module in model.modules():
         if id(module) not in inside and module is not embedding and type(module) is not nn.Linear:
             _whole(module, _own(module, names), reader)
+    _run_alone(model)
+
+
+def _run_alone(model: Any) -> None:
+    """Blocks this small are not shared out: torch's threads would wait for each other at the end of every single one.
+
+    Nor is their memory given back after each: that takes as long as reading them.
+    """
+    forward = model.forward
+
+    @wraps(forward)
+    def alone(*arguments: Any, **options: Any) -> Any:
+        torch.empty(_KEPT, dtype=torch.uint8)  # once a piece of this size is freed, glibc keeps smaller ones
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return forward(*arguments, **options)
+        finally:
+            torch.set_num_threads(threads)
+
+    model.forward = alone
 
 
 def quick_dtype() -> torch.dtype:
@@ -80,7 +103,8 @@ class _Reader:
             return self._settled(reader.read(_rows(source.parts[0], start, count)))
 
     def _settled(self, values: torch.Tensor) -> torch.Tensor:
-        return (values if self._rounded is None else values.to(self._rounded)).to(self._dtype)
+        values = values if self._rounded is None else cast_to(values, self._rounded)
+        return cast_to(values, self._dtype).contiguous()
 
 
 def _rows(info: TensorInfo, start: int, count: int) -> TensorInfo:
@@ -95,11 +119,12 @@ def _multiply_by_blocks(module: nn.Linear, names: Mapping[int, str], reader: _Re
 
     def forward(values: torch.Tensor) -> torch.Tensor:
         added = None if bias is None else reader.whole(bias)
-        made = []
+        made = values.new_empty((*values.shape[:-1], n_rows))
         for start in range(0, n_rows, step):
-            part = None if added is None else added[start : start + step]
-            made.append(functional.linear(values, reader.rows(weight, start, min(step, n_rows - start)), part))
-        return torch.cat(made, dim=-1)
+            stop = min(start + step, n_rows)
+            part = None if added is None else added[start:stop]
+            made[..., start:stop] = functional.linear(values, reader.rows(weight, start, stop - start), part)
+        return made
 
     module.forward = forward  # type: ignore[method-assign, assignment]
 

@@ -86,7 +86,7 @@ def plain_fault(model: Any) -> str:
     except Exception as error:  # config and model classes raise whatever they like
         return f"{type(model.config).__name__} refuses the sizes of this model ({one_line(error)})"
     ours, theirs = model.state_dict(), plain.state_dict()
-    if getattr(model.config, LAYER_LISTS, None):
+    if any(len(set(sizes)) > 1 for sizes in (getattr(model.config, LAYER_LISTS, None) or {}).values()):
         return f"layers differ in size, and {type(model).__name__} makes all of them alike"
     for name in ours.keys() | theirs.keys():
         mine, stock = (tuple(state[name].shape) if name in state else None for state in (ours, theirs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from gqacheck.geometry.config import LAYER_LISTS
@@ -34,12 +34,21 @@ def settle_config(config: Any, geometry: Geometry) -> None:
         lists["intermediate_size"] = [layer.mlp.intermediate_size or 0 for layer in geometry.layers]
     if any(len(set(entries)) > 1 for entries in lists.values()):
         setattr(config, LAYER_LISTS, lists)
+    _head_dim(config, geometry)
 
 
 def stated_heads(config: Any) -> tuple[int | None, int | None]:
     """The head counts (query, KV) that ``config`` says."""
     kv = getattr(config, _KV_HEADS, None)
     return getattr(config, _QUERY_HEADS, None), getattr(config, "num_kv_heads", None) if kv is None else kv
+
+
+def _head_dim(config: Any, geometry: Geometry) -> None:
+    """A list of head_dim where the class computes it, has no key for it, and would compute another one (Falcon)."""
+    dims = {layer.attention.head_dim.value for layer in geometry.layers if layer.attention.head_dim is not None}
+    if len(dims) == 1 and isinstance(getattr(type(config), "head_dim", None), property) and config.head_dim not in dims:
+        lists = getattr(config, LAYER_LISTS, None) or {}
+        setattr(config, LAYER_LISTS, {**lists, "head_dim": [*dims] * geometry.n_layers})
 
 
 def _heads(config: Any, geometry: Geometry, lists: dict[str, list[int]]) -> None:
@@ -62,13 +71,7 @@ def _heads(config: Any, geometry: Geometry, lists: dict[str, list[int]]) -> None
 
 def _widths(config: Any, geometry: Geometry, lists: dict[str, list[int]]) -> None:
     keys = known_keys(type(config))
-    found: dict[str, dict[int, int]] = {}
-    for position, layer in enumerate(geometry.layers):
-        for part, width in _widths_of(layer):
-            key = next((key for key in _WIDTH_KEYS[part] if key in keys), None)
-            if key is not None and width:
-                found.setdefault(key, {})[position] = width
-    for key, widths in found.items():
+    for key, widths in widths_by_key(geometry, keys).items():
         most = max(widths.values())
         setattr(config, key, most)
         if hasattr(config, _OURS.get(key, key)):
@@ -77,6 +80,43 @@ def _widths(config: Any, geometry: Geometry, lists: dict[str, list[int]]) -> Non
             0 if layer.mlp.kind == "dropped" else widths.get(position, most)
             for position, layer in enumerate(geometry.layers)
         ]
+    for key, count in shared_experts(geometry, keys).items():
+        setattr(config, key, count)
+
+
+def widths_by_key(geometry: Geometry, keys: Container[str]) -> dict[str, dict[int, int]]:
+    """Under each of a config's ``keys`` that says a width: position of a layer -> what is measured there.
+
+    Dense MLPs, routed experts and shared ones have keys of their own, where the class has them.
+    """
+    found: dict[str, dict[int, int]] = {}
+    for position, layer in enumerate(geometry.layers):
+        for part, width in _widths_of(layer):
+            key = next((key for key in _WIDTH_KEYS[part] if key in keys), None)
+            if key is not None and width:
+                found.setdefault(key, {})[position] = width
+    return found
+
+
+def shared_experts(geometry: Geometry, keys: Container[str]) -> dict[str, int]:
+    """The number of shared experts, for a class that sizes the shared one as so many routed ones."""
+    if "n_shared_experts" not in keys or "shared_expert_intermediate_size" in keys:
+        return {}
+    sizes = [dict(_widths_of(layer)) for layer in geometry.layers]
+    shared, routed = (max((each.get(part) or 0 for each in sizes), default=0) for part in (_SHARED, _EXPERT))
+    return {"n_shared_experts": shared // routed} if shared and routed and shared % routed == 0 else {}
+
+
+def bias_switches(geometry: Geometry, keys: Container[str]) -> dict[str, set[bool]]:
+    """Under each of a config's ``keys`` that switches biases: whether the projections that it speaks of have one."""
+    said: dict[str, set[bool]] = {}
+    for layer in geometry.layers:
+        a, m = layer.attention, layer.mlp
+        for projection in (a.q, a.k, a.v, a.o, a.fused, m.gate, m.up, m.down, m.fused):
+            key = None if projection is None else geometry.family.bias_switch.get(projection.role)
+            if projection is not None and key is not None and key in keys:
+                said.setdefault(key, set()).add(projection.bias is not None)
+    return said
 
 
 def _widths_of(layer: Layer) -> Iterable[tuple[str, int | None]]:
@@ -92,13 +132,6 @@ def _widths_of(layer: Layer) -> Iterable[tuple[str, int | None]]:
 
 def _switches(config: Any, geometry: Geometry) -> None:
     """Keys that say whether projections have a bias, where all that they speak of agree."""
-    said: dict[str, set[bool]] = {}
-    for layer in geometry.layers:
-        a, m = layer.attention, layer.mlp
-        for projection in (a.q, a.k, a.v, a.o, a.fused, m.gate, m.up, m.down, m.fused):
-            key = None if projection is None else geometry.family.bias_switch.get(projection.role)
-            if projection is not None and key is not None and hasattr(config, key):
-                said.setdefault(key, set()).add(projection.bias is not None)
-    for key, answers in said.items():
+    for key, answers in bias_switches(geometry, known_keys(type(config))).items():
         if len(answers) == 1:
             setattr(config, key, answers.pop())

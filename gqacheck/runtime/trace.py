@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from gqacheck.geometry.families import FAMILIES
 from gqacheck.runtime.corpus import SMOKE, load_corpus
 
 _READ_BY_FORWARD = frozenset(
@@ -21,16 +22,22 @@ _READ_BY_FORWARD = frozenset(
 """Attributes that a forward pass of one of the stock classes multiplies by or decides on."""
 _NO_SETTINGS = frozenset(
     (
-        "architectures", "auto_map", "dtype", "gqacheck_layers", "head_dim", "intermediate_size", "model_type",
-        "num_attention_heads", "num_key_value_heads", "num_kv_heads", "torch_dtype", "transformers_version",
+        "architectures", "auto_map", "dtype", "gqacheck_layers", "gqacheck_padded", "head_dim", "intermediate_size",
+        "intermediate_size_mlp", "ffn_hidden_size", "model_type", "moe_intermediate_size", "n_shared_experts",
+        "num_attention_heads", "num_key_value_heads", "num_kv_heads", "shared_expert_intermediate_size", "torch_dtype",
+        "transformers_version",
     )
 )  # fmt: skip
 """Config keys that say who wrote it, or sizes that the tensors' shapes say too."""
+_BIAS_SWITCHES = frozenset(key for family in FAMILIES for key in family.bias_switch.values())
+"""Config keys that say which biases there are: one of zeros is none, and those that count show in the logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """``hidden``: [B, T, H] after each decoder layer; ``logits``: [B, T, V]; on the CPU, in the dtype computed in.
+
+    embedded: what the first layer reads; normed: what the lm_head does (None where its module is not called).
 
     numbers: what every module says of itself in numbers (``eps``, ``scaling``), by its path and name; buffers: those
     that are computed and not stored; settings: the config without its sizes. A short text need not show where they
@@ -42,23 +49,37 @@ class Trace:
     numbers: Mapping[str, float | bool | None] = field(default_factory=dict)
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    embedded: torch.Tensor | None = None
+    normed: torch.Tensor | None = None
 
 
 def trace(model: Any, layers: Sequence[Any], ids: torch.Tensor) -> Trace:
     """One forward pass over ``ids`` [B, T] without a cache."""
     hidden: list[torch.Tensor] = []
+    read: dict[str, torch.Tensor] = {}
 
     def keep(_: Any, __: Any, output: Any) -> None:
         hidden.append((output[0] if isinstance(output, tuple) else output).detach().cpu())
 
+    def keep_input(name: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+        def keep_one(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            value = given[0] if given else named.get("hidden_states", named.get("input"))
+            if isinstance(value, torch.Tensor):
+                read[name] = value.detach().cpu()
+
+        return keep_one
+
     handles = [layer.register_forward_hook(keep) for layer in layers]
+    for name, module in (("embedded", next(iter(layers), None)), ("normed", model.get_output_embeddings())):
+        if module is not None:
+            handles.append(module.register_forward_pre_hook(keep_input(name), with_kwargs=True))
     try:
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False).logits.detach().cpu()
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(hidden), logits, dict(_numbers(model)), dict(_buffers(model)), _settings(model.config))
+    return Trace(tuple(hidden), logits, dict(_numbers(model)), dict(_buffers(model)), _settings(model.config), **read)
 
 
 def _numbers(model: Any) -> Iterator[tuple[str, float | bool | None]]:
@@ -76,7 +97,11 @@ def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.to_dict().items() if key not in _NO_SETTINGS and key[0] != "_"}
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _NO_SETTINGS | _BIAS_SWITCHES and key[0] != "_"
+    }
 
 
 def other_numbers(ours: Trace, theirs: Trace) -> str:
@@ -122,15 +147,26 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 def first_difference(ours: Trace, theirs: Trace, allowed: float) -> tuple[float, str]:
     """The largest difference of logits as a share of the standard deviation of ``theirs``, and where it begins.
 
-    The second is ``layer 3``, ``lm_head``, or "" when no hidden states and no logits differ by more than ``allowed``.
+    The second is ``the embedding``, ``layer 3``, ``the final norm``, ``lm_head``, or "" when no hidden states and no
+    logits differ by more than ``allowed``.
     """
     share = apart(ours.logits, theirs.logits)
+    if _both_apart(ours.embedded, theirs.embedded, allowed):
+        return share, "the embedding"
     for index, (mine, reference) in enumerate(zip(ours.hidden, theirs.hidden, strict=False)):
         if apart(mine, reference) > allowed:
             return share, f"layer {index}"
     if len(ours.hidden) != len(theirs.hidden):
         return share, f"layer {min(len(ours.hidden), len(theirs.hidden))}"
-    return share, "the final norm or lm_head" if share > allowed else ""
+    if share <= allowed:
+        return share, ""
+    if ours.normed is None or theirs.normed is None:
+        return share, "the final norm or lm_head"
+    return share, "the final norm" if _both_apart(ours.normed, theirs.normed, allowed) else "lm_head"
+
+
+def _both_apart(one: torch.Tensor | None, other: torch.Tensor | None, allowed: float) -> bool:
+    return one is not None and other is not None and apart(one, other) > allowed
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:

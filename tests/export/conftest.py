@@ -36,3 +36,23 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     one = Stranger(tmp_path_factory.mktemp("stranger"))
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def older_stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same with transformers 4.57."""
+    from strangers import Stranger, consumer
+
+    one = Stranger(tmp_path_factory.mktemp("older"), consumer("transformers-4.57"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def lm_eval_stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same with lm-eval."""
+    from strangers import Stranger, consumer
+
+    one = Stranger(tmp_path_factory.mktemp("lm-eval"), consumer("lm-eval"))
+    yield one
+    one.close()

@@ -28,13 +28,25 @@ class _NoGqacheck:
 
 def load(folder: str, **options: Any) -> Any:
     """The model in float32 and eval mode; every tensor of the file and of the model is accounted for."""
-    options = {"dtype": torch.float32, **options}
+    options = {"dtype": torch.float32, "trust_remote_code": True, **options}
+    if os.path.isfile(folder):
+        return _load_pickle(folder, **{key: value for key, value in options.items() if key != "trust_remote_code"})
     if isinstance(options["dtype"], str) and options["dtype"] != "auto":
         options["dtype"] = getattr(torch, options["dtype"])
-    model, told = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True, **options
-    )
+    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     assert not any(told.values()), told
+    return model.eval()
+
+
+def _load_pickle(path: str, dtype: Any, attn_implementation: str | None = None) -> Any:
+    """The live model as LLM-Pruner's own scripts get it."""
+    before = set(sys.modules)
+    model = torch.load(path, map_location="cpu", weights_only=False)["model"]
+    assert "transformers_modules" not in {name.partition(".")[0] for name in sys.modules.keys() - before}
+    if dtype != "auto":
+        model.to(dtype)
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
     return model.eval()
 
 
@@ -43,6 +55,15 @@ def answers(folder: str, ids: list[list[int]], mask: list[list[int]], out: str, 
     model = load(folder, **options)
     save_answers(model, torch.tensor(ids), torch.tensor(mask), out)
     return {"class": type(model).__name__, "dtype": str(model.dtype)}
+
+
+@torch.inference_mode()
+def logits(folder: str, ids: list[list[int]], out: str, **options: Any) -> dict[str, Any]:
+    """Logits without a cache, and whether greedy text is the same with one."""
+    model, batch = load(folder, **options), torch.tensor(ids)
+    torch.save(model(input_ids=batch, use_cache=False).logits, out)
+    texts = [model.generate(input_ids=batch, **GREEDY, use_cache=cached) for cached in (True, False)]
+    return {"class": type(model).__name__, "cached": torch.equal(*texts)}
 
 
 @torch.inference_mode()
@@ -63,9 +84,9 @@ def save_answers(model: Any, ids: Any, mask: Any, out: str) -> None:
     torch.save(found, out)
 
 
-def round_trip(folder: str, out: str) -> None:
+def round_trip(folder: str, out: str, **options: Any) -> None:
     """Load and save."""
-    load(folder, dtype="auto").save_pretrained(out)
+    load(folder, **{"dtype": "auto", **options}).save_pretrained(out)
 
 
 def config(folder: str) -> dict[str, Any]:
@@ -145,6 +166,40 @@ def train(folder: str, ids: list[list[int]], out: str) -> dict[str, Any]:
     return {"changed": sorted(changed), "all": sorted(before), "apart": float(apart)}
 
 
+def resume(folder: str, ids: list[list[int]], out: str) -> dict[str, Any]:
+    """Four Trainer steps at once, and the last two of them again from the checkpoint after the second."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=out, max_steps=4, save_steps=2, per_device_train_batch_size=1, learning_rate=1e-2, seed=3,
+        report_to=[], use_cpu=True, disable_tqdm=True, gradient_checkpointing=True,
+    )  # fmt: skip
+    data = [{"input_ids": line, "labels": line} for line in ids]
+    whole, second = (Trainer(model=load(folder), args=arguments, train_dataset=data) for _ in range(2))
+    loss = whole.train().training_loss
+    second.train(resume_from_checkpoint=os.path.join(out, "checkpoint-2"))
+    ends = [trainer.model.state_dict() for trainer in (whole, second)]
+    apart = max(float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0])
+    return {"steps": second.state.global_step, "apart": apart, "loss": loss}
+
+
+def lm_eval(folder: str, pairs: list[list[str]], texts: list[str]) -> dict[str, Any]:
+    """What lm-eval's ``hf`` model says of continuations and of whole texts."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.registry import get_model
+
+    model = get_model("hf")(
+        pretrained=folder, trust_remote_code=True, device="cpu", dtype="float32", batch_size=2, max_length=64
+    )
+    asked = [Instance("loglikelihood", {}, tuple(pair), 0) for pair in pairs]
+    rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    return {
+        "class": type(model.model).__name__,
+        "pairs": model.loglikelihood(asked, disable_tqdm=True),
+        "texts": model.loglikelihood_rolling(rolling, disable_tqdm=True),
+    }
+
+
 def lora(folder: str, ids: list[list[int]], targets: Any, out: str) -> dict[str, Any]:
     """A LoRA step: which adapters have which features, which got a gradient, what saving and merging do."""
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -169,8 +224,13 @@ def lora(folder: str, ids: list[list[int]], targets: Any, out: str) -> dict[str,
     tuned.save_pretrained(out)
     with torch.inference_mode():
         reloaded = PeftModel.from_pretrained(load(folder), out).eval()(input_ids=batch).logits
-        merged = tuned.merge_and_unload()(input_ids=batch).logits
+        whole = tuned.merge_and_unload()
+        merged = saved = whole(input_ids=batch).logits
+        if os.path.isdir(folder):
+            whole.save_pretrained(os.path.join(out, f"merged-{os.path.basename(folder)}"))
+            saved = load(os.path.join(out, f"merged-{os.path.basename(folder)}"))(input_ids=batch).logits
     return {
+        "saved": float((merged - saved).abs().max()),
         "sizes": sizes,
         "idle": idle,
         "reloaded": float((adapted - reloaded).abs().max()),
@@ -235,8 +295,17 @@ def write_text(folder: str, prompt: str) -> str:
 
 def encode(folder: str, text: str) -> dict[str, Any]:
     """What the tokenizer of the folder makes of a text."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    return {"ids": tokenizer.encode(text), "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    if os.path.isfile(folder):
+        tokenizer = torch.load(folder, map_location="cpu", weights_only=False)["tokenizer"]
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    special = sorted(tokenizer.all_special_tokens)
+    return {
+        "ids": tokenizer.encode(text),
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "special": special,
+    }
 
 
 def in_chunks(folder: str, ids: list[list[int]]) -> dict[str, Any]:
@@ -248,6 +317,11 @@ def in_chunks(folder: str, ids: list[list[int]]) -> dict[str, Any]:
         pieces = model.generate(input_ids=batch, prefill_chunk_size=7, cache_implementation=name, **GREEDY)
         found[name] = torch.equal(whole, pieces)
     return found
+
+
+def versions() -> dict[str, str]:
+    """Of what is in use here."""
+    return {"transformers": transformers.__version__, "from": transformers.__file__, "torch": torch.__version__}
 
 
 def import_gqacheck() -> None:

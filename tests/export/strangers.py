@@ -1,7 +1,8 @@
 """The other side of an export: an interpreter that has torch and transformers and cannot import gqacheck.
 
 The process runs ``stranger_process.py`` and answers one JSON request per line. It is the test's own interpreter unless
-GQACHECK_STRANGER_PYTHON names another one, with an older transformers for example.
+GQACHECK_STRANGER_PYTHON names another one. Libraries of a consumer (``tests/consumers``, installed by ``make test``)
+come before those of the interpreter.
 """
 
 from __future__ import annotations
@@ -13,11 +14,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_START = "import runpy, sys; sys.path[:0] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
+def consumer(name: str) -> Path:
+    """Where the libraries of a consumer are; the test is skipped where they are not installed."""
+    folder = ROOT / f".consumer-{name}"
+    if not (folder / ".ready").exists():
+        pytest.skip(
+            f"{name} is not installed for the tests: `make {folder.name}/.ready` does it, and so does make test"
+        )
+    return folder
+
 
 class Stranger:
-    """One such process; ``scratch`` is where it keeps its caches."""
+    """One such process; ``scratch`` is where it keeps its caches, ``before`` a folder of libraries that come first."""
 
-    def __init__(self, scratch: Path, python: str | None = None) -> None:
+    def __init__(self, scratch: Path, before: Path | None = None) -> None:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_CURRENT_TEST")
         }
@@ -31,9 +47,9 @@ class Stranger:
         self._log = (scratch / "stderr.txt").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
             [
-                python or os.environ.get("GQACHECK_STRANGER_PYTHON", sys.executable),
-                "-I",
-                str(Path(__file__).with_name("stranger_process.py")),
+                os.environ.get("GQACHECK_STRANGER_PYTHON", sys.executable),
+                *("-I", "-c", _START, str(Path(__file__).with_name("stranger_process.py"))),
+                *([str(before)] if before else []),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
