@@ -24,8 +24,8 @@ _NO_SETTINGS = frozenset(
     (
         "architectures", "auto_map", "dtype", "gqacheck_layers", "gqacheck_padded", "head_dim", "intermediate_size",
         "intermediate_size_mlp", "ffn_hidden_size", "model_type", "moe_intermediate_size", "n_shared_experts",
-        "num_attention_heads", "num_key_value_heads", "num_kv_heads", "shared_expert_intermediate_size", "torch_dtype",
-        "transformers_version",
+        "num_attention_heads", "num_key_value_heads", "num_kv_heads", "shared_expert_intermediate_size",
+        "tie_word_embeddings", "torch_dtype", "transformers_version",
     )
 )  # fmt: skip
 """Config keys that say who wrote it, or sizes that the tensors' shapes say too."""
