@@ -1,1 +1,110 @@
-"""Reference pruners for GQA models. None is in this version; the package keeps their place and their command."""
+"""Reference pruners for GQA models: a plan can only say cuts in which every KV head keeps its own query heads.
+
+    >>> model, tokenizer = gqacheck.load_model("parent/")                       # doctest: +SKIP
+    >>> shape = pruners.dissect(model).shape
+    >>> batches = pruners.calibration_batches(tokenizer, text)
+    >>> chosen = pruners.select(shape, pruners.taylor(model, batches), pruners.Request(ratio=0.25))
+    >>> pruners.prune(model, chosen.plan)
+    >>> gqacheck.export.export_model(model, "pruned/", tokenizer=tokenizer)
+
+Importing this package imports no torch; the command is ``gqaprune`` (``pruners.cli``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruners.anatomy import CannotPrune, dissect
+    from pruners.calibration import calibration_batches, calibration_text
+    from pruners.importance import (
+        Importance,
+        block_influence,
+        fluctuation,
+        magnitude,
+        random_importance,
+        taylor,
+        wanda,
+    )
+    from pruners.plan import KvGroup, LayerPlan, LayerShape, ModelShape, PlanError, PruningPlan, whole_groups
+    from pruners.plan_file import plan_from_json, plan_to_json, read_plan
+    from pruners.reconstruct import compensate_biases, reconstruct
+    from pruners.request import Request, Selection
+    from pruners.select import for_parameters, select, select_in_steps
+    from pruners.surgery import prune
+
+_LAZY = {
+    "CannotPrune": "anatomy",
+    "dissect": "anatomy",
+    "calibration_batches": "calibration",
+    "calibration_text": "calibration",
+    "Importance": "importance",
+    "block_influence": "importance",
+    "fluctuation": "importance",
+    "magnitude": "importance",
+    "random_importance": "importance",
+    "taylor": "importance",
+    "wanda": "importance",
+    "KvGroup": "plan",
+    "LayerPlan": "plan",
+    "LayerShape": "plan",
+    "ModelShape": "plan",
+    "PlanError": "plan",
+    "PruningPlan": "plan",
+    "whole_groups": "plan",
+    "plan_from_json": "plan_file",
+    "plan_to_json": "plan_file",
+    "read_plan": "plan_file",
+    "compensate_biases": "reconstruct",
+    "reconstruct": "reconstruct",
+    "Request": "request",
+    "Selection": "request",
+    "for_parameters": "select",
+    "select": "select",
+    "select_in_steps": "select",
+    "prune": "surgery",
+}
+
+__all__ = [
+    "CannotPrune",
+    "Importance",
+    "KvGroup",
+    "LayerPlan",
+    "LayerShape",
+    "ModelShape",
+    "PlanError",
+    "PruningPlan",
+    "Request",
+    "Selection",
+    "block_influence",
+    "calibration_batches",
+    "calibration_text",
+    "compensate_biases",
+    "dissect",
+    "fluctuation",
+    "for_parameters",
+    "magnitude",
+    "plan_from_json",
+    "plan_to_json",
+    "prune",
+    "random_importance",
+    "read_plan",
+    "reconstruct",
+    "select",
+    "select_in_steps",
+    "taylor",
+    "wanda",
+    "whole_groups",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pruners' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"pruners.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

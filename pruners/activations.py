@@ -1,4 +1,4 @@
-"""Importance from what a calibration text makes of the model: what reaches o_proj and down_proj, and what leaves layers.
+"""Importance from what a calibration text makes of the model: what o_proj, down_proj and layers get.
 
 Inputs are seen by hooks and reduced at once to a mean and a sum of squared deviations per column, in float64; no
 activation is kept. A head is judged by its columns of o_proj, so what its KV head is worth shows in the query heads

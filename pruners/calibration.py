@@ -89,7 +89,7 @@ def calibration_text(source: str, *, max_chars: int = DEFAULT_CHARS) -> str:
 
 
 def _of_dataset(source: str, max_chars: int) -> str:
-    if source.endswith((".txt", ".json", ".jsonl", ".md")) or os.path.isabs(source) and not os.path.isdir(source):
+    if source.endswith((".txt", ".json", ".jsonl", ".md")) or (os.path.isabs(source) and not os.path.isdir(source)):
         raise CalibrationError(f"{source}: no such text file")
     try:
         import datasets

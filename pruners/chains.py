@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from pruners.plan import ExpertName, KvGroup, LayerPlan, LayerShape
-from pruners.scores import Importance
+from pruners.scores import CannotScore, Importance
 
 Heads: TypeAlias = Literal["groups", "queries", "both"]
 Kind: TypeAlias = Literal["attention", "mlp", "experts"]
@@ -25,7 +25,7 @@ class Chain:
     """Cuts of one block of ``layer``, the first one first; never so many that nothing is left.
 
     losses: what each cut costs in score. costs: its parameters. parts: how many of ``n_parts`` it removes, in ``unit``.
-    total: parameters of the whole block's parts. keep: what stays after so many cuts.
+    total: parameters of the whole block's parts. keep: what stays after so many cuts. owners: the MLPs that it is of.
     """
 
     kind: Kind
@@ -37,6 +37,7 @@ class Chain:
     n_parts: int
     total: int
     keep: Callable[[int], LayerPlan]
+    owners: tuple[ExpertName | None, ...] = (None,)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -77,7 +78,9 @@ def mlp_chains(
             if names and experts:
                 scores = [importance.experts[layer][name] for name in names if name is not None]
                 costs = [shape.costs.experts[name] for name in names if name is not None]
-                chains.append(_channels(layer, "experts" if kind == "experts" else "mlp", names, scores, costs, multiple))
+                chains.append(
+                    _channels(layer, "experts" if kind == "experts" else "mlp", names, scores, costs, multiple)
+                )
     return chains
 
 
@@ -96,7 +99,8 @@ class _Heads:
     @classmethod
     def of(cls, layer: int, shape: LayerShape, importance: Importance) -> _Heads:
         queries, kv = importance.queries[layer], importance.kv[layer]
-        assert queries is not None and kv is not None  # the selection has checked it against the shape
+        if queries is None or kv is None:  # Importance.require_fit says it better, and before
+            raise CannotScore(f"layer {layer} has attention and no scores for it")
         scores, places = queries.view(shape.n_kv_heads, shape.group_size).sort(dim=1, stable=True)
         return cls(layer, shape, scores.tolist(), places.tolist(), kv.tolist(), list(range(shape.n_kv_heads)))
 
@@ -150,9 +154,7 @@ def _attention(peers: Sequence[_Heads], heads: Heads) -> list[Chain]:
             costs[at].append(peer.cost(move))
             peer.make(move)
             states[at].append((tuple(peer.alive), peer.gone))
-    return [
-        _attention_chain(peer, heads, *found) for peer, *found in zip(peers, losses, costs, states, strict=True)
-    ]
+    return [_attention_chain(peer, heads, losses[at], costs[at], states[at]) for at, peer in enumerate(peers)]
 
 
 def _attention_chain(
@@ -202,14 +204,21 @@ def _channels(
 
     def keep(cuts: int) -> LayerPlan:
         gone = int(ends[cuts - 1]) if cuts else 0
-        kept = {
-            owner: tuple(sorted(row[gone:].tolist())) for owner, row in zip(owners, order, strict=True)
-        }
+        kept = {owner: tuple(sorted(row[gone:].tolist())) for owner, row in zip(owners, order, strict=True)}
         return LayerPlan(
             channels=kept.get(None), experts={name: found for name, found in kept.items() if name is not None}
         )
 
     unit = "channels of each expert" if kind == "experts" else "channels"
     return Chain(
-        kind, layer, unit, sums[ends] - sums[ends - sizes], sizes * sum(costs), sizes, width, width * sum(costs), keep
+        kind,
+        layer,
+        unit,
+        sums[ends] - sums[ends - sizes],
+        sizes * sum(costs),
+        sizes,
+        width,
+        width * sum(costs),
+        keep,
+        tuple(owners),
     )

@@ -63,13 +63,17 @@ def _places(arguments: Arguments) -> tuple[str, str]:
 
 
 def _prune(base: str, out: str, arguments: Arguments, screen: Screen) -> int:
-    from pruners.report import prune_blocks
-    from pruners.run import prune_checkpoint, request_of
+    from gqacheck.runtime.run import require_run_extra
+    from pruners.order import order_of
 
-    request = request_of(base, out, arguments.given)
+    order = order_of(base, out, arguments.given)
+    require_run_extra(NAME)
+    from pruners.report import prune_blocks
+    from pruners.run import prune_checkpoint
+
     progress = progress_bar(screen)
     try:
-        report = prune_checkpoint(request, progress)
+        report = prune_checkpoint(order, progress)
     finally:
         if progress is not None:
             progress.close()

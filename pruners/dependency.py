@@ -4,16 +4,12 @@ torch-pruning alone does not prune GQA attention (``tests/pruners/test_torch_pru
 does instead). Here its graph is told the one thing it cannot trace: a KV head's rows of k stand and fall with its rows
 of v and with the rows of every query head of its group. From there it finds o_proj's columns by itself. What it finds
 is held against the anatomy of the model before anything is cut, so a layout that it mistakes is refused, not broken.
-
-Only its public points are used: ``DependencyGraph``, ``Dependency``, ``Node.dependencies``,
-``Node.enable_index_mapping``, ``Dependency.index_mapping``, ``forward_fn``, ``output_transform``, ``ignored_params``.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeAlias
@@ -22,19 +18,18 @@ import torch
 from torch import nn
 
 from gqacheck.errors import MissingDependency
-from pruners.anatomy import Anatomy, CannotPrune, LayerAnatomy, Lines, dissect
+from pruners.anatomy import Anatomy, CannotPrune, LayerAnatomy, dissect
+from pruners.graph import calls_of, place_of, projection_of, release, telling, trace_layer, traceable
 from pruners.plan import LayerPlan, PruningPlan
 from pruners.surgery import prune, put_in_step
 
-Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 Found: TypeAlias = dict[tuple[str, int], frozenset[int]]
 """What a group removes: (module or parameter inside the layer, 0 for rows and 1 for columns) -> their indices."""
-_N_EXAMPLE_TOKENS = 8  # more than one: torch-pruning 1.6.1 takes a reshape of a single token for a flattening
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One group of torch-pruning's: what is removed at its root, in indices of the uncut layer, and what must follow."""
+    """One group to remove: rows of the projection that it starts at, and what must go with them; of the uncut layer."""
 
     what: str
     root: str
@@ -62,14 +57,14 @@ def prune_by_graph(model: Any, plan: PruningPlan, example_ids: torch.Tensor | No
     if find_spec("torch_pruning") is None:
         raise MissingDependency("pruning through torch-pruning's graph", "prune")
     _refuse_experts(plan)
-    with _traceable(model):
+    with traceable(model):
         _through_graphs(model, anatomy, plan, example_ids, _check)
     if None in plan.layers:
         drop = PruningPlan.of(plan.parent, {index: None for index, mine in enumerate(plan.layers) if mine is None})
         prune(model, drop)
         plan = PruningPlan(drop.child, tuple(mine for mine in plan.layers if mine is not None))
         anatomy = dissect(model)
-    with _traceable(model):
+    with traceable(model):
         _through_graphs(model, anatomy, plan, example_ids, _cut)
     put_in_step(model)
     return model
@@ -88,10 +83,14 @@ def _through_graphs(
         for layer, mine in zip(anatomy.layers, plan.layers, strict=True)
         if mine is not None and not mine.whole and any(_steps(model.get_submodule(layer.path), layer, mine))
     ]
-    calls = _calls(model, [layer for layer, _ in work], example_ids)
+    if not work:
+        return
+    calls = calls_of(model, [layer for layer, _ in work], example_ids)
     for layer, mine in work:
         module = model.get_submodule(layer.path)
-        act(_graph(module, layer, calls[layer.index]), module, layer, mine)
+        graph = trace_layer(module, layer, calls.pop(layer.index))
+        act(graph, module, layer, mine)
+        release(graph)
 
 
 def _check(graph: Any, module: nn.Module, layer: LayerAnatomy, plan: LayerPlan) -> None:
@@ -127,12 +126,11 @@ def _group(graph: Any, module: nn.Module, layer: LayerAnatomy, step: _Step, rows
     root = module.get_submodule(step.root)
     if root not in graph.module2node:
         raise CannotPrune(f"layer {layer.index}: {step.root} is not in torch-pruning's graph: use pruners.surgery")
-    group = graph.get_pruning_group(root, tp.prune_linear_out_channels, list(rows))
+    with telling(layer):
+        group = graph.get_pruning_group(root, tp.prune_linear_out_channels, list(rows))
     found = _found(graph, module, group)
     if found != step.expected:
-        place = min(
-            place for place in {*found, *step.expected} if found.get(place) != step.expected.get(place)
-        )
+        place = min(place for place in {*found, *step.expected} if found.get(place) != step.expected.get(place))
         raise CannotPrune(
             f"layer {layer.index}: torch-pruning's graph removes {len(found.get(place, ()))} "
             f"{'columns' if place[1] else 'rows'} of {place[0]} with {step.what} where "
@@ -142,12 +140,14 @@ def _group(graph: Any, module: nn.Module, layer: LayerAnatomy, step: _Step, rows
 
 
 def _found(graph: Any, module: nn.Module, group: Any) -> Found:
-    names: dict[Any, str] = {each: name for name, each in module.named_modules()}
+    names: dict[Any, str] = {
+        each: name for name, each in module.named_modules() if list(each.parameters(recurse=False))
+    }
     names |= {each: name for name, each in module.named_parameters()}
     found: dict[tuple[str, int], set[int]] = {}
     for dependency, indices in group:
         target = dependency.target.module
-        if target in names and not (isinstance(target, nn.Module) and not list(target.parameters(recurse=False))):
+        if target in names:  # the rest are operations
             side = int(isinstance(target, nn.Linear) and graph.is_in_channel_pruning_fn(dependency.handler))
             found.setdefault((names[target], side), set()).update(indices)
     return {place: frozenset(indices) for place, indices in found.items()}
@@ -178,182 +178,18 @@ def _expected(module: nn.Module, layer: LayerAnatomy, gone: Mapping[str, Sequenc
     found: dict[tuple[str, int], frozenset[int]] = {}
     for lines in layer.lines:
         if gone.get(lines.part) and lines.owner is None:
-            place = (_place(module, layer, lines), lines.dim)
+            place = (place_of(module, layer, lines), lines.dim)
             found[place] = found.get(place, frozenset()) | frozenset(lines.of(gone[lines.part]).tolist())
     return found
 
 
-def _place(module: nn.Module, layer: LayerAnatomy, lines: Lines) -> str:
-    """The Linear that a parameter is of, whose bias goes with its rows; the parameter itself where it is of none."""
-    name = lines.parameter.removeprefix(layer.path + ".")
-    path = name.rpartition(".")[0]
-    return path if isinstance(module.get_submodule(path), nn.Linear) else name
-
-
 def _root(module: nn.Module, layer: LayerAnatomy, role: str, parts: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """The projection that a group starts at, and its rows of these heads or channels."""
-    lines = _projection(layer, role)
-    return _place(module, layer, lines), tuple(lines.of(parts).tolist())
-
-
-def _projection(layer: LayerAnatomy, role: str) -> Lines:
-    """The weight of the dense projection ``role``.
-
-    Raises:
-        CannotPrune: the layer has none.
-    """
-    for lines in layer.lines:
-        if lines.role == role and lines.owner is None:  # its weight is named before its bias and its norm
-            return lines
-    raise CannotPrune(f"layer {layer.index}: no {role} projection to start at: use pruners.surgery")
-
-
-def _graph(module: nn.Module, layer: LayerAnatomy, call: Call) -> Any:
-    """torch-pruning's graph of one decoder layer, which knows the KV groups."""
-    import torch_pruning as tp
-
-    failure: list[BaseException] = []
-
-    def forward(traced: nn.Module, inputs: Call) -> Any:
-        # 1.6.1 leaves its forward hooks behind when the forward raises, so it raises only once they are gone
-        try:
-            return traced(*inputs[0], **inputs[1])
-        except BaseException as error:
-            failure.append(error)
-            return None
-
-    def output(made: Any) -> Any:
-        if failure:
-            raise failure[0]
-        return made[0] if isinstance(made, tuple) else made
-
-    graph = tp.DependencyGraph()
-    # It takes every parameter outside of a Linear for one that has channels at its end; qk-norms per head have none.
-    cut = {lines.parameter.removeprefix(layer.path + ".") for lines in layer.lines}
-    ignored = [each for name, each in module.named_parameters() if name not in cut]
-    graph.build_dependency(
-        module, call, forward_fn=forward, output_transform=output, ignored_params=ignored, verbose=False
-    )
-    _keep_heads_apart(graph)
-    if layer.shape.n_kv_heads:
-        _tie_groups(graph, module, layer)
-    return graph
-
-
-def _keep_heads_apart(graph: Any) -> None:
-    """Takes back what 1.6.1 guesses of index mappings where KV heads are repeated and where rope joins half heads.
-
-    EXPAND (``repeat_kv``, traced under eager attention): it divides widths that it guesses from the graph, and maps
-    query heads onto KV heads that are not theirs, or raises where there are 7 to a group; nothing passes there now,
-    and the groups are tied at k instead. CONCAT (``rotate_half``): where the query heads are twice the KV heads, two
-    halves of a head look to it like k and k again; an element stays where it is.
-    """
-    import torch_pruning as tp
-
-    for node in graph.module2node.values():
-        if node.type == tp.ops.OPTYPE.CONCAT:
-            mapping = None
-        elif node.type == tp.ops.OPTYPE.EXPAND and len(getattr(node.grad_fn, "_saved_self_sym_sizes", ())) == 5:
-            mapping = _nothing  # of 4 dimensions, it is a matmul's own and repeats no head
-        else:
-            continue
-        node.enable_index_mapping = False  # or it would guess again before every group
-        for other in node.inputs:
-            for edge in _edges(node, other):
-                edge.index_mapping = [mapping, None]
-
-
-def _edges(one: Any, other: Any) -> Iterator[Any]:
-    yield from (edge for edge in one.dependencies if edge.target is other)
-    yield from (edge for edge in other.dependencies if edge.target is one)
-
-
-def _nothing(_: Any) -> list[Any]:
-    return []
-
-
-def _tie_groups(graph: Any, module: nn.Module, layer: LayerAnatomy) -> None:
-    """Ties each row of k to the same row of v and to that row of every query head of its group."""
-    import torch_pruning as tp
-
-    k, v, q = (_projection(layer, role) for role in ("k", "v", "q"))
-    nodes = [graph.module2node.get(module.get_submodule(_place(module, layer, lines))) for lines in (k, v, q)]
-    if any(node is None for node in nodes):
-        raise CannotPrune(f"layer {layer.index}: its q, k and v are not in torch-pruning's graph: use pruners.surgery")
-    size = layer.shape.group_size
-    for lines, node, count in ((v, nodes[1], 1), (q, nodes[2], size)):
-        tie = tp.dependency.Dependency(
-            tp.prune_linear_out_channels, tp.prune_linear_out_channels, source=nodes[0], target=node
-        )
-        tie.index_mapping = [_follow(k, lines, count), None]
-        nodes[0].dependencies.append(tie)
-
-
-def _follow(k: Lines, lines: Lines, count: int) -> Callable[[Sequence[Any]], list[Any]]:
-    """Maps rows of k to those rows of ``lines`` that go with them; ``count`` heads of it belong to each KV head."""
-    follows: dict[int, list[int]] = {}
-    for head in range(k.n_parts):
-        theirs = lines.of(range(head * count, (head + 1) * count)).view(-1, k.unit)
-        follows |= zip(k.of([head]).tolist(), theirs.T.tolist(), strict=True)
-
-    def mapping(indices: Sequence[Any]) -> list[Any]:
-        found = (index._replace(idx=row) for index in indices for row in follows.get(index.idx, ()))
-        return list(dict.fromkeys(found))  # an index that comes twice would never let the traversal end
-
-    return mapping
-
-
-def _calls(model: Any, layers: Sequence[LayerAnatomy], example_ids: torch.Tensor | None) -> dict[int, Call]:
-    """What the model calls each of ``layers`` with."""
-    device = next(model.parameters()).device
-    if example_ids is None:
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        example_ids = torch.arange(_N_EXAMPLE_TOKENS).view(1, -1) % vocabulary
-    seen: dict[int, Call] = {}
-
-    def keep(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[index] = (args, kwargs)
-
-        return hook
-
-    hooks = [
-        model.get_submodule(layer.path).register_forward_pre_hook(keep(layer.index), with_kwargs=True)
-        for layer in layers
-    ]
-    try:
-        with torch.no_grad():
-            model(input_ids=example_ids.to(device), use_cache=False)  # with a cache, 1.6.1's tracing does not end
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
-@contextmanager
-def _traceable(model: Any) -> Iterator[None]:
-    """Gradients everywhere, eager attention, eval mode; afterwards as before, also when something is raised."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    training = {module for module in model.modules() if module.training}
-    attention = model.config._attn_implementation
-    try:
-        model.eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        if attention != "eager":
-            model.set_attn_implementation("eager")  # sdpa repeats no KV heads that could be traced
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        if attention != "eager":
-            model.set_attn_implementation(attention)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-        for module in model.modules():
-            module.training = module in training
+    lines = projection_of(layer, role)
+    return place_of(module, layer, lines), tuple(lines.of(parts).tolist())
 
 
 def _refuse_experts(plan: PruningPlan) -> None:
-    for index, mine in enumerate(plan.layers):
-        if mine is not None and mine.experts:
-            raise CannotPrune(f"layer {index}: torch-pruning traces no stacked experts: use pruners.surgery for them")
+    for index, (mine, shape) in enumerate(zip(plan.layers, plan.parent.layers, strict=True)):
+        if mine is not None and any(len(left) < shape.experts[name] for name, left in mine.experts.items()):
+            raise CannotPrune(f"layer {index}: torch-pruning traces no experts: use pruners.surgery to cut them")

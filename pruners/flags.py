@@ -66,6 +66,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
         (
             Flag("--strategy", "NAME", ", ".join(STRATEGIES), one_of(*STRATEGIES)),
             Flag("--ratio", "R[,R...]", "the share of heads and channels; a list has one for each layer", _share),
+            Flag("--parameters", "R", "the share of all parameters to remove; the ratio is found by it", _one_share),
             Flag("--heads", "HOW", "groups: whole KV groups (default); queries: as many of each group; both",
                  one_of(*HEADS)),
             Flag("--scope", "HOW", "uniform (default), global or isomorphic: where scores are compared",
@@ -92,7 +93,8 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
             Flag("--save-plan", "FILE", "write the plan there too (with --dry-run: nothing else)"),
             Flag("--like", "llm-pruner", "also OUT/llm-pruner/pytorch_model.bin, for tools that insist on torch.load",
                  one_of("llm-pruner")),
-            Flag("--dtype", "DTYPE", "float32, bfloat16, float16 for all weights; default: as BASE is stored"),
+            Flag("--dtype", "DTYPE", "float32, bfloat16, float16 for all weights; default: as BASE is stored",
+                 one_of("float32", "bfloat16", "float16", "float64", "auto")),
             Flag("--ppl", "[CORPUS]", "perplexity of BASE and OUT on smoke or a text file; repeatable", repeat=True),
             Flag("--force", "", "keep OUT although the check finds errors (exit code 1 all the same)"),
             Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
@@ -198,7 +200,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             given[flag.key] = True
             continue
         if not equals:
-            if flag.name == "--ppl" and (not rest or not _is_corpus(rest[0])):
+            if flag.name == "--ppl" and (not rest or not _is_corpus(rest[0], words)):
                 value = "smoke"
             elif rest:
                 value = rest.pop(0)
@@ -219,12 +221,14 @@ def _store(given: dict[str, Any], flag: Flag, text: str) -> None:
         given[key] = value
 
 
-def _is_corpus(word: str) -> bool:
-    """Whether the word after ``--ppl`` is its text: ``smoke``, or a file that is there; a folder is BASE or OUT."""
+def _is_corpus(word: str, before: Sequence[str]) -> bool:
+    """Whether the word after ``--ppl`` is its text: ``smoke``, a file, or any word once BASE and OUT are named."""
     import os
 
     name = word.partition("@")[0]
-    return name == "smoke" or os.path.isfile(word) or os.path.isfile(name)
+    if word.startswith("-"):
+        return False
+    return name == "smoke" or os.path.isfile(word) or os.path.isfile(name) or len(before) >= 2
 
 
 def help_text() -> str:
@@ -243,7 +247,9 @@ def help_text() -> str:
 
 
 def _strategies() -> str:
-    lines = [f"strategies, in layers of {DEPTH} (on another depth each end is scaled by n/{DEPTH} and rounded, halves up)"]
+    lines = [
+        f"strategies, in layers of {DEPTH} (on another depth each end is scaled by n/{DEPTH} and rounded, halves up)"
+    ]
     for strategy in STRATEGIES.values():
         if strategy.expected:
             lines.append(f"  {strategy.name:13} {strategy.ratio:.2f} of {_where(strategy.mlp, strategy.attention)}")

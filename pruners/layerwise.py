@@ -7,7 +7,7 @@ model's device, and the activations of one layer on one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,10 @@ import torch
 from gqacheck.runtime.skeleton import live_layers
 from pruners.anatomy import Anatomy
 
-__all__ = ["Stream", "watching"]
+__all__ = ["Stream", "no_further_than", "watching"]
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the first layer was reached, which is all that was wanted
+class _Reached(Exception):
     pass
 
 
@@ -70,7 +70,8 @@ class Stream:
         hidden = self.states[number]
         args, kwargs = self._calls[len(hidden)][index]
         out = self.layers[index](hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        after: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return after
 
     def advance(self, index: int) -> None:
         """Moves the stream past layer ``index``."""
@@ -79,15 +80,35 @@ class Stream:
 
 
 @contextmanager
-def watching(*modules: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """(input, output) of each module's latest call, in the order of ``modules``."""
-    seen: list[Any] = [None] * len(modules)
+def watching(modules: Iterable[tuple[str, Any]]) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """(input, output) of each module's latest call; one that was not called is absent.
+
+    Outputs are copies: Falcon adds its attention's output to its MLP's in place.
+    """
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     hooks = [
-        module.register_forward_hook(lambda _, args, out, place=place: seen.__setitem__(place, (args[0], out)))
-        for place, module in enumerate(modules)
+        module.register_forward_hook(lambda _, args, out, name=name: seen.__setitem__(name, (args[0], out.clone())))
+        for name, module in modules
     ]
     try:
         yield seen
     finally:
         for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def no_further_than(module: Any | None) -> Iterator[None]:
+    """Within, a forward pass ends once ``module`` was called; None: it does not."""
+
+    def stop(*_: Any) -> None:
+        raise _Reached
+
+    hook = module.register_forward_hook(stop) if module is not None else None
+    try:
+        yield
+    except _Reached:
+        pass
+    finally:
+        if hook is not None:
             hook.remove()

@@ -1,67 +1,41 @@
-"""``gqaprune`` from end to end: check the parent, score, plan, cut, refit, write beside the destination, check, move."""
+"""``gqaprune`` from end to end: check the parent, score, plan, cut, refit, write beside, check, move into place."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
 import torch
 
+from gqacheck import __version__
 from gqacheck.checkpoint import Checkpoint
-from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.errors import UsageError
 from gqacheck.geometry.facts import Perplexity
 from gqacheck.pipeline import Options, check_path
 from gqacheck.place import check_destination
 from gqacheck.result import CheckpointReport
-from gqacheck.rules.rule import Severity
+from gqacheck.rules.rule import Finding, Severity
+from gqacheck.runtime.configure import one_line
+from gqacheck.runtime.corpus import load_corpus
+from gqacheck.runtime.quiet import quiet_and_offline
 from gqacheck.text import printable
 from pruners.anatomy import CannotPrune, dissect
-from pruners.plan import ModelShape, PruningPlan
+from pruners.choose import Found, calibrate, choose, same_text, text_words
+from pruners.order import Order
+from pruners.plan import PruningPlan
 from pruners.plan_file import read_plan
+from pruners.reconstruct import reconstruct
 from pruners.save import LABEL, Progress, Saved, save_pruned, stored_dtype, write_plan
-from pruners.strategies import CALIBRATED, Ask, ask_of
+from pruners.surgery import prune
 
-_OF_SCORING = (
-    "strategy", "ratio", "pruning_ratio", "heads", "scope", "drop_layers", "channels_multiple", "method", "pruner_type",
-    "taylor", "block_wise", "layer_wise", "layer", "global_pruning", "iterative_steps", "block_attention_layer_start",
-    "block_attention_layer_end", "block_mlp_layer_start", "block_mlp_layer_end",
-)  # fmt: skip
+OF_A_RUN = ("GQA702", "GQA703")
+"""What the parent may be as guilty of: infinite logits, or a perplexity that no language model has."""
 _LOG_FOLDER = "prune_log"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One run of the command. ask: None where ``plan_file`` says it all. out: "" where nothing is written.
-
-    before, after: texts (``smoke``, a file, each with ``@windows-N``) for the perplexity of the parent and of OUT.
-    """
-
-    base: str
-    out: str
-    ask: Ask | None = None
-    plan_file: str | None = None
-    calibration: str = "smoke"
-    n_examples: int = 10
-    seq_len: int = 128
-    seed: int = 42
-    reconstruct: bool = False
-    dry_run: bool = False
-    save_plan: str | None = None
-    like: bool = False
-    dtype: str | None = None
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    device: str = "cpu"
-    eval_device: str = "cpu"
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +43,8 @@ class PruneReport:
     """Everything that one run did.
 
     scored: how the plan was found, a clause. notes: in sentences. before, after: perplexities of the parent and of what
-    was written. saved: None on a dry run. refitted: what least squares did, a clause. complaint: why OUT was not written
-    or should not be used, "" when all is well.
+    was written. saved: None on a dry run. refitted: what least squares did, a clause. complaint: why OUT was not
+    written or should not be used, "" when all is well.
     """
 
     base: str
@@ -89,55 +63,6 @@ class PruneReport:
     asked: Mapping[str, Any] = field(default_factory=dict)
 
 
-def request_of(base: str, out: str, given: Mapping[str, Any]) -> Order:
-    """The order that the options ``given`` make.
-
-    Raises:
-        UsageError: they contradict each other.
-    """
-    plan_file = given.get("plan")
-    if plan_file is not None:
-        said = [key for key in _OF_SCORING if key in given]
-        if said:
-            name = f"--{said[0].replace('_', '-')}"
-            raise UsageError(f"--plan FILE says what to cut, and {name} was given too: leave one out")
-    if given.get("dry_run"):
-        for key in ("reconstruct", "like", "force"):
-            if given.get(key):
-                raise UsageError(f"--dry-run writes nothing, so --{key} makes no sense: leave one out")
-    device = given.get("device", "cpu")
-    tests = _tests(given)
-    both = "ppl" in given
-    return Order(
-        base,
-        out,
-        None if plan_file is not None else ask_of(given),
-        plan_file,
-        given.get("calibration", "smoke"),
-        given.get("num_examples", 10),
-        given.get("seq_len", 128),
-        given.get("seed", 42),
-        bool(given.get("reconstruct")),
-        bool(given.get("dry_run")),
-        given.get("save_plan"),
-        given.get("like") is not None,
-        given.get("dtype"),
-        tests if both or given.get("test_before_train") else (),
-        tests if both or given.get("test_after_train") else (),
-        device,
-        given.get("eval_device", device),
-        bool(given.get("force")),
-    )
-
-
-def _tests(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts of the perplexity tests, each with the window that ``--max_seq_len`` asks for."""
-    texts, window = given.get("ppl", ("smoke",)), given.get("max_seq_len")
-    if window is None:
-        return tuple(texts)
-    return tuple(text if re.search(r"@windows-\d+$", text) else f"{text}@windows-{window}" for text in texts)
-
-
 def prune_checkpoint(order: Order, progress: Progress | None = None) -> PruneReport:
     """Cuts the checkpoint ``order.base`` and writes ``order.out``, unless the check of the result finds errors.
 
@@ -146,11 +71,8 @@ def prune_checkpoint(order: Order, progress: Progress | None = None) -> PruneRep
         CannotPrune: the parent is broken already, or of a kind that is not cut here.
         GqacheckError: whatever else stopped it; nothing was written.
     """
-    from gqacheck.runtime.run import require_run_extra
-
     started = perf_counter()
     _check_places(order)
-    require_run_extra("gqaprune")
     parent = _sound_parent(order.base)
     checkpoint = parent.checkpoint
     assert checkpoint is not None
@@ -158,41 +80,57 @@ def prune_checkpoint(order: Order, progress: Progress | None = None) -> PruneRep
         check_destination(order.out, [_place_of(checkpoint)], label=LABEL)
     plan = None if order.plan_file is None else read_plan(order.plan_file)
     model, tokenizer, notes = _load(order)
-    before = _perplexities(order.base, order.before, order, None, notes, progress)
-    batches, fingerprint = _calibrate(order, tokenizer)
-    if plan is not None:
-        plan.require_fit(dissect(model).shape)
-        found = _Found(plan, f"as {printable(order.plan_file, 80)} says", model, ())
-    else:
-        found = _plan(order, model, batches, progress)
-    notes += found.notes
-    made = _made(order, fingerprint)
-    report = PruneReport(
-        order.base, order.out, found.plan, found.scored + _text_words(order, fingerprint), before=before, asked=made
-    )
-    if order.save_plan is not None:
-        write_plan(order.save_plan, found.plan, made)
-        report = replace(report, plan_saved=order.save_plan)
-    if not order.dry_run:
-        report = _carry_out(order, report, found, model, batches, checkpoint, notes, progress)
+    try:
+        report = _run(order, _Parent(checkpoint, model, tokenizer), plan, notes, progress)
+    except torch.OutOfMemoryError as error:
+        raise CannotPrune(
+            f"there is not enough memory on {order.device} ({one_line(error)}): --device cpu has more, --seq-len and "
+            "--method l2 need less"
+        ) from error
     return replace(report, notes=(*dict.fromkeys(notes),), seconds=perf_counter() - started)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A plan, how it was found, and a model that it was carried out on already where steps did (else the parent)."""
+class _Parent:
+    """What is pruned: as it is stored, and live."""
 
-    plan: PruningPlan
-    scored: str
+    checkpoint: Checkpoint
     model: Any
-    notes: tuple[str, ...]
-    done: bool = False
+    tokenizer: Any
+
+
+def _run(
+    order: Order, parent: _Parent, plan: PruningPlan | None, notes: list[str], progress: Progress | None
+) -> PruneReport:
+    """The plan, and what is made of it."""
+    if plan is not None:
+        plan.require_fit(dissect(parent.model).shape)
+    text = calibrate(order, parent.tokenizer)
+    notes += same_text(order)
+    with quiet_and_offline():
+        if plan is not None:
+            found = Found(plan, f"as {printable(order.plan_file, 80)} says")
+        else:
+            found = choose(order, parent.model, text.score, progress)
+    notes += found.notes
+    made = _made(order, text.fingerprint)
+    report = PruneReport(order.base, order.out, found.plan, found.scored + text_words(order, text), asked=made)
+    if order.save_plan is not None:
+        write_plan(order.save_plan, found.plan, made)
+        report = replace(report, plan_saved=order.save_plan)
+    first = _measured(order, progress) if order.before else None
+    report = replace(report, before=_perplexities(first, order, notes))
+    return report if order.dry_run else _carry_out(order, report, parent, text.refit, first, notes, progress)
 
 
 def _check_places(order: Order) -> None:
     """Nothing, when what is named can be written; before anything is read, since weights may take minutes."""
     if order.save_plan is not None and os.path.lexists(order.save_plan):
         raise UsageError(f"--save-plan {printable(order.save_plan)} exists already and is never overwritten")
+    if order.save_plan is not None and not os.path.isdir(os.path.dirname(os.path.abspath(order.save_plan))):
+        raise UsageError(f"--save-plan {printable(order.save_plan)}: its folder does not exist")
+    for text in dict.fromkeys((*order.before, *order.after)):
+        load_corpus(text)
     if order.dry_run:
         return
     if os.path.dirname(order.out) == _LOG_FOLDER:
@@ -237,85 +175,123 @@ def _load(order: Order) -> tuple[Any, Any, list[str]]:
     return model.eval(), tokenizer, [text.removeprefix("load_model: ") for text in said]
 
 
-def _calibrate(order: Order, tokenizer: Any) -> tuple[torch.Tensor | None, str]:
-    """Token ids [N, T] where something reads text, and the SHA-256 of the text."""
-    ask = order.ask
-    reads = ask is not None and (
-        (ask.widths and ask.method in CALIBRATED) or ask.sensitivity or (type(ask.drop_layers) is int and ask.drop_layers)
-    )
-    if not reads and not (order.reconstruct and not order.dry_run):
-        return None, ""
-    from pruners.calibration import calibration_batches, calibration_text
+def _carry_out(
+    order: Order,
+    report: PruneReport,
+    parent: _Parent,
+    batches: torch.Tensor | None,
+    first: CheckpointReport | None,
+    notes: list[str],
+    progress: Progress | None,
+) -> PruneReport:
+    """The cut, the refit, the folder and its check."""
+    plan = report.plan
+    with quiet_and_offline():
+        child, refitted = _cut(order, parent.model, plan, batches, progress)
+    usual, said = stored_dtype(parent.checkpoint)
+    dtype = usual if order.dtype in (None, "auto") else order.dtype
+    notes += [said] if said and order.dtype in (None, "auto") else []
 
-    if tokenizer is None:
-        raise CannotPrune(
-            f"{printable(order.base)} has no tokenizer to read the calibration text with: --method l2 needs none"
+    def check(folder: str) -> tuple[CheckpointReport, tuple[Finding, ...]]:
+        options = Options(
+            base=order.base, ppl=order.after, device=order.eval_device, seed=order.seed, progress=progress
         )
-    text = calibration_text(order.calibration)
-    batches = calibration_batches(
-        tokenizer, text, n_examples=order.n_examples, seq_len=order.seq_len, seed=order.seed
+        found = check_path(folder, options)
+        errors = [finding for finding in found.findings if finding.severity is Severity.ERROR]
+        if any(finding.code in OF_A_RUN for finding in errors):  # the parent may be as bad on this text
+            theirs = first if first is not None and order.before == order.after else _measured(order, progress)
+            known = {finding.code for finding in theirs.findings if finding.code in OF_A_RUN}
+            shared = [finding.code for finding in errors if finding.code in known]
+            notes.extend(f"{code} is true of {printable(order.base)} too: it is not the cut's" for code in shared)
+            errors = [finding for finding in errors if finding.code not in known]
+        return found, tuple(errors)
+
+    saved = save_pruned(
+        child,
+        order.out,
+        source=parent.checkpoint,
+        dtype=dtype or usual,
+        plan=plan,
+        made={**report.asked, "refitted": refitted},
+        like=order.like,
+        check=check,
+        force=order.force,
+        progress=progress,
     )
-    return batches, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    notes += saved.written.notes
+    unknown = _unmeasured(order, saved.check)
+    code = 1 if saved.errors else 3 if unknown else 0
+    return replace(
+        report,
+        saved=saved,
+        refitted=refitted,
+        after=saved.check.runtime.perplexities if saved.check.runtime is not None else (),
+        complaint=_complaint(saved, order.out) if saved.errors else unknown,
+        exit_code=code,
+    )
 
 
-def _text_words(order: Order, fingerprint: str) -> str:
-    if not fingerprint:
-        return ""
-    name = printable(os.path.basename(order.calibration) or order.calibration, 60)
-    return f", {order.n_examples} × {order.seq_len} tokens of {name} (sha256 {fingerprint[:12]}), seed {order.seed}"
-
-
-def _plan(order: Order, model: Any, batches: torch.Tensor | None, progress: Progress | None) -> _Found:
-    """The plan that is asked for; cut in steps, each on a model scored anew."""
-    ask = order.ask
-    assert ask is not None
-    shape = dissect(model).shape
-    ranges = ask.ranges(shape.n_layers)
-    if isinstance(ask.ratio, tuple) and len(ask.ratio) != shape.n_layers:
-        raise UsageError(f"--ratio has {len(ask.ratio)} shares and the model has {shape.n_layers} layers")
-    drop = _layers_to_drop(ask, shape, model, batches)
-    if not ask.widths:
-        kept = PruningPlan.of(shape, dict.fromkeys(drop))
-        return _Found(kept, "whole layers", model, ())
-    notes: list[str] = []
-    ratios = _ratios(ask, model, batches, shape, ranges)
-    working = copy.deepcopy(model) if ask.steps > 1 else model
-    plan = PruningPlan.of(shape, {})
-    for step in range(ask.steps):
-        importance = _score(ask, working, batches, order.seed)
-        request = _request(ask, _step_share(ratios, step, ask.steps), ranges, drop if step == ask.steps - 1 else ())
-        selected = _select(plan.child, importance, request)
-        notes += selected.notes
-        plan = plan.then(selected.plan)
-        if progress is not None:
-            progress("score and choose", step + 1, ask.steps)
-        if ask.steps > 1:
-            from pruners.surgery import prune
-
-            working = prune(working, selected.plan)
-    return _Found(plan, _scored_words(ask), working, tuple(notes), ask.steps > 1)
-
-
-def _scored_words(ask: Ask) -> str:
-    steps = f" in {ask.steps} steps" if ask.steps > 1 else ""
-    return f"by {ask.method_name}{steps}"
-
-
-def _layers_to_drop(ask: Ask, shape: ModelShape, model: Any, batches: torch.Tensor | None) -> tuple[int, ...]:
-    """The layers that go."""
-    if ask.keep_first is not None:
-        return tuple(range(min(ask.keep_first, shape.n_layers), shape.n_layers))
-    if isinstance(ask.drop_layers, tuple):
-        beyond = [layer for layer in ask.drop_layers if layer >= shape.n_layers]
-        if beyond:
-            raise UsageError(f"--drop-layers names layer {beyond[0]} and the model has layers 0-{shape.n_layers - 1}")
-        return ask.drop_layers
-    if ask.drop_layers >= shape.n_layers:
-        raise UsageError(f"--drop-layers {ask.drop_layers} would drop all of {shape.n_layers} layers: keep at least one")
-    if not ask.drop_layers:
-        return ()
-    from pruners.importance import block_influence
-
+def _cut(
+    order: Order, model: Any, plan: PruningPlan, batches: torch.Tensor | None, progress: Progress | None
+) -> tuple[Any, str]:
+    """The child, and what least squares did, one clause."""
+    if not order.reconstruct:
+        return prune(model, plan), ""
     assert batches is not None
-    order = block_influence(model, batches).argsort(stable=True).tolist()
-    return tuple(sorted(order[: ask.drop_layers]))
+    if progress is not None:
+        progress("refit", 0, 1)
+    child = prune(copy.deepcopy(model), plan)
+    told = reconstruct(child, model, plan, batches).told
+    if progress is not None:
+        progress("refit", 1, 1)
+    return child, told
+
+
+def _unmeasured(order: Order, check: CheckpointReport) -> str:
+    """Why the perplexity that was asked for is not known, "" when it is."""
+    if not order.after or (check.runtime is not None and check.runtime.perplexities):
+        return ""
+    why = next((claim.reason for claim in check.claims if claim.name == "runtime"), "")
+    return f"{printable(order.out)} was written, and its perplexity could not be measured: {why}"
+
+
+def _complaint(saved: Saved, out: str) -> str:
+    first = f"{saved.errors[0].code} {printable(saved.errors[0].message, 300)}"
+    if saved.placed:
+        return f"the check of {printable(out)} found {first}; it stays where it is because of --force"
+    return f"the check of what was cut found {first}; {printable(out)} was not written (--force keeps it)"
+
+
+def _measured(order: Order, progress: Progress | None) -> CheckpointReport:
+    """The parent, run on the texts of the tests."""
+    corpora = order.before or order.after
+    return check_path(order.base, Options(ppl=corpora, device=order.eval_device, seed=order.seed, progress=progress))
+
+
+def _perplexities(report: CheckpointReport | None, order: Order, notes: list[str]) -> tuple[Perplexity, ...]:
+    """Perplexities of the parent; what stops them is said and stops nothing else."""
+    if report is None:
+        return ()
+    if report.runtime is None or not report.runtime.perplexities:
+        why = next((claim.reason for claim in report.claims if claim.name == "runtime"), "") or report.error or ""
+        notes.append(f"the perplexity of {printable(order.base)} was not measured: {why}")
+        return ()
+    return report.runtime.perplexities
+
+
+def _made(order: Order, fingerprint: str) -> dict[str, Any]:
+    """How the plan was found, for pruning_plan.json: nothing of this machine's paths."""
+    made: dict[str, Any] = {"by": f"gqaprune {__version__}", "seed": order.seed}
+    if order.ask is not None:
+        made |= order.ask.told()
+    else:
+        made["plan"] = os.path.basename(order.plan_file or "")
+    if fingerprint:
+        made["calibration"] = {
+            "text": os.path.basename(order.calibration) or order.calibration,
+            "sha256": fingerprint,
+            "examples": order.n_examples,
+            "tokens": order.seq_len,
+        }
+    made["reconstruct"] = order.reconstruct
+    return made

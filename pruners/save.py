@@ -1,4 +1,4 @@
-"""A pruned model on disk: a folder that transformers loads, with the plan that made it, checked before it gets its name."""
+"""A pruned model on disk: a folder that transformers loads and the plan that made it, checked before it has a name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gqacheck.export.llm_pruner import LIKE
 from gqacheck.export.run import export
 from gqacheck.place import move_into_place, workplace
 from gqacheck.result import CheckpointReport
+from gqacheck.rules.rule import Finding
 from gqacheck.runtime.weights import is_floating
 from gqacheck.text import printable
 from pruners.plan import PruningPlan
@@ -34,10 +35,14 @@ class CannotSave(GqacheckError):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What was written: its check, its files by name with their bytes; placed: whether it has got its name."""
+    """What was written, its check, and its files by name with their bytes.
+
+    errors: the check's, without those that the parent has too. placed: whether the folder has got its name.
+    """
 
     written: WrittenModel
     check: CheckpointReport
+    errors: tuple[Finding, ...]
     files: Mapping[str, int]
     placed: bool
 
@@ -57,7 +62,11 @@ def stored_dtype(checkpoint: Checkpoint) -> tuple[str, str]:
         return "float32", ""
     main = sizes.most_common(1)[0][0]
     written = "bfloat16" if main.startswith("float8") else main
-    said = f"weights are stored in {' and '.join(sorted(sizes))}, and written in {written}" if {*sizes} != {written} else ""
+    said = (
+        f"weights are stored in {' and '.join(sorted(sizes))}, and written in {written}"
+        if {*sizes} != {written}
+        else ""
+    )
     return written, said
 
 
@@ -82,12 +91,13 @@ def save_pruned(
     plan: PruningPlan,
     made: Mapping[str, Any],
     like: bool,
-    check: Callable[[str], CheckpointReport],
+    check: Callable[[str], tuple[CheckpointReport, tuple[Finding, ...]]],
     force: bool,
     progress: Progress | None = None,
 ) -> Saved:
     """Writes ``model`` beside ``out``, runs ``check`` on it, and moves it into place when that finds no error.
 
+    check: the report on the folder, and the errors that speak against it.
     source: the checkpoint that was pruned, for its tokenizer and licence. like: a pickle as LLM-Pruner writes it lies
     in the folder too. force: it gets its place with errors, too.
 
@@ -101,16 +111,16 @@ def save_pruned(
         os.mkdir(folder)
         written = write_model(model, folder, source=source, dtype=dtype, force=force, progress=progress)
         write_plan(os.path.join(folder, PLAN), plan, made)
-        report = replace(check(folder), path=out)
+        report, errors = check(folder)
         if report.error is not None:
             raise CannotSave(f"what was written cannot be checked: {report.error}; nothing was written")
-        placed = force or not report.exit_code
+        placed = force or not errors
         if like and placed:
             _pickle(folder, progress)
         files = _files(folder)
         if placed:
             move_into_place(folder, out, label=LABEL)
-    return Saved(written, report, files, placed)
+    return Saved(written, replace(report, path=out), errors, files, placed)
 
 
 def _pickle(folder: str, progress: Progress | None) -> None:

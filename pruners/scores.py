@@ -14,7 +14,7 @@ import torch
 
 from gqacheck.errors import GqacheckError
 from pruners.anatomy import Anatomy, LayerAnatomy, Lines
-from pruners.plan import ExpertName
+from pruners.plan import ExpertName, ModelShape, PlanError
 
 _CHUNK = 1 << 22
 """Elements that are widened at a time, so that float64 sums cost 32 MB and not four copies of a matrix."""
@@ -58,6 +58,33 @@ class Importance:
         if queries is None or kv is None:
             raise CannotScore(f"layer {layer} has no attention that can be cut, so it has no KV groups to score")
         return kv + queries.view(len(kv), -1).sum(1)
+
+    def require_fit(self, shape: ModelShape) -> None:
+        """Nothing, when these are scores of the parts of ``shape``.
+
+        Raises:
+            PlanError: they are not, with what differs.
+        """
+        if self.n_layers != shape.n_layers:
+            raise PlanError(
+                f"the importance is of another model: it has {self.n_layers} layers, this one {shape.n_layers}"
+            )
+        for index, layer in enumerate(shape.layers):
+            pairs = [
+                ("query heads", self.queries[index], layer.n_q_heads),
+                ("KV heads", self.kv[index], layer.n_kv_heads),
+                ("channels", self.channels[index], layer.channels),
+            ]
+            for name, width in layer.experts.items():
+                pairs.append((f"channels of expert {name}", self.experts[index].get(name), width))
+            for what, scores, size in pairs:
+                count = 0 if scores is None else len(scores)
+                if count != size:
+                    raise PlanError(
+                        f"the importance is of another model: in layer {index} it scores {count} {what}, not {size}"
+                    )
+                if scores is not None and not bool(torch.isfinite(scores).all()):
+                    raise PlanError(f"the importance of the {what} of layer {index} is not finite")
 
 
 def scored_lines(layer: LayerAnatomy) -> list[tuple[int, Lines]]:

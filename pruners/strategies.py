@@ -42,9 +42,20 @@ class Strategy:
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
-        Strategy("mlp-only", 0.25, (4, 28), (28, 28), "no head is touched: the safest", "15-20 % of the parameters, PPL up to 10 % higher"),
-        Strategy("conservative", 0.20, (4, 28), (10, 24), "attention in the middle only", "20-25 %, PPL 10-20 % higher"),
-        Strategy("aggressive", 0.25, (4, 28), (4, 28), "everything but the first layers", "25-30 %, PPL 20-50 % higher"),
+        Strategy(
+            "mlp-only",
+            0.25,
+            (4, 28),
+            (28, 28),
+            "no head is touched: the safest",
+            "15-20 % of the parameters, PPL up to 10 % higher",
+        ),
+        Strategy(
+            "conservative", 0.20, (4, 28), (10, 24), "attention in the middle only", "20-25 %, PPL 10-20 % higher"
+        ),
+        Strategy(
+            "aggressive", 0.25, (4, 28), (4, 28), "everything but the first layers", "25-30 %, PPL 20-50 % higher"
+        ),
         Strategy("per-layer", 0.25, (0, 28), (0, 28), "each layer its own share: most where least is lost"),
     )
 }
@@ -54,9 +65,10 @@ STRATEGIES: Mapping[str, Strategy] = {
 class Ask:
     """Everything that decides a plan, as it was asked for; ``given`` of a command line made whole.
 
-    ratio: one share, or one for each layer. attention, mlp: ranges of the model's own layers; None takes the strategy's,
-    scaled. block_wise: LLM-Pruner's ranges where nothing else says any. drop_layers: which, or how many of those that do
-    least. keep_first: of ``--layer_wise``. sensitivity: the share of each layer is to be found, ``ratio`` on average.
+    ratio: one share, or one for each layer. attention, mlp: ranges of the model's own layers; None takes the
+    strategy's, scaled. drop_layers: which, or how many of those that do least. keep_first: of ``--layer_wise``.
+    sensitivity: the share of each layer is to be found, ``ratio`` on average. block_wise: LLM-Pruner's ranges where
+    nothing else says any. parameters: share of all parameters to remove, by which ``ratio`` is found.
     """
 
     strategy: str | None
@@ -73,6 +85,7 @@ class Ask:
     keep_first: int | None = None
     sensitivity: bool = False
     block_wise: bool = False
+    parameters: float | None = None
 
     @property
     def method_name(self) -> str:
@@ -82,7 +95,7 @@ class Ask:
     @property
     def widths(self) -> bool:
         """Whether heads or channels are asked for, not layers alone."""
-        return self.ratio != 0
+        return self.ratio != 0 or self.parameters is not None
 
     def ranges(self, n_layers: int) -> tuple[Range, Range]:
         """Layers whose attention is cut, and whose MLP is cut, of a model of ``n_layers``; ends may lie beyond it.
@@ -103,6 +116,7 @@ class Ask:
         """For ``pruning_plan.json``."""
         return {
             "strategy": self.strategy,
+            "parameters": self.parameters,
             "method": self.method_name,
             "ratio": list(self.ratio) if isinstance(self.ratio, tuple) else self.ratio,
             "heads": self.heads,
@@ -138,6 +152,10 @@ def ask_of(given: Mapping[str, Any]) -> Ask:
     for block, (start, end) in (("attention", attention), ("mlp", mlp)):
         if start is not None and end is not None:
             _checked(block, start, end)
+    if strategy == "per-layer" and (given.get("global_pruning") or given.get("scope", "uniform") != "uniform"):
+        raise UsageError(
+            "--strategy per-layer says what each layer loses, which leaves --scope nothing to rank: drop one"
+        )
     sensitivity = strategy == "per-layer" and not isinstance(ratio, tuple)
     return Ask(
         strategy,
@@ -154,6 +172,7 @@ def ask_of(given: Mapping[str, Any]) -> Ask:
         given.get("layer", 12) if given.get("layer_wise") else None,
         sensitivity,
         bool(given.get("block_wise")),
+        given.get("parameters"),
     )
 
 
@@ -178,7 +197,12 @@ def _refuse_unsaid(given: Mapping[str, Any], strategy: str | None) -> None:
         raise UsageError("--layer says how many layers --layer_wise keeps: give both, or --drop-layers")
     if given.get("global_pruning") and given.get("scope", "global") != "global":
         raise UsageError(f"--global_pruning is --scope global, and --scope {given['scope']} was given too")
-    wanted = any(key in given for key in ("ratio", "pruning_ratio"))
+    shares = [name for name in ("ratio", "pruning_ratio", "parameters") if name in given]
+    if "parameters" in shares and len(shares) > 1:
+        raise UsageError(f"--parameters finds the ratio by what it removes, and --{shares[0]} says one: leave one out")
+    if "parameters" in shares and (given.get("iterative_steps", 1) > 1 or strategy == "per-layer"):
+        raise UsageError("--parameters goes with one step and one ratio for all layers")
+    wanted = bool(shares)
     ways = ("block_wise", "layer_wise", "drop_layers")
     if strategy is None and not wanted and not any(given.get(key) for key in ways):
         raise UsageError(

@@ -160,7 +160,7 @@ def _run(model: Any, batches: torch.Tensor, tally: _Tally) -> bool:
             loss = next_token_loss(model, ids[None].to(device).clone())
             if not bool(torch.isfinite(loss)):
                 raise CannotScore("the model's loss on the calibration text is not finite: look at it with gqacheck")
-            (loss * tally.scale).backward()
+            (loss * tally.scale).backward()  # type: ignore[no-untyped-call]
             if not tally.finite:
                 return False
     return True
