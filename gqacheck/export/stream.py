@@ -89,19 +89,21 @@ def _aligned(tensors: Sequence[Planned]) -> tuple[Planned, ...]:
 
 
 def write_shards(folder: str, shards: Sequence[Shard], progress: Progress | None = None) -> None:
-    """Writes every shard, and the index where there are several.
+    """Writes every shard, and the index where there are several; each is compared with the source as soon as it stands.
+
+    Compared then, because both are still in the page cache: a checkpoint that is larger than it is read once less.
 
     Raises:
-        CannotExport: a number does not fit the dtype that was asked for.
+        CannotExport: a number does not fit the dtype that was asked for, or a shard does not read back.
         ReadError: the bytes of a stored tensor are not there.
     """
     total = sum(each.nbytes for shard in shards for each in shard.tensors)
-    told = _Told("write", total, progress)
+    told = _Told("write", 2 * total, progress)
     for shard in shards:
-        with open(os.path.join(folder, shard.name), "xb") as stream:
-            stream.write(shard.header)
-            for each in shard.tensors:
-                _write(each, stream, told)
+        write_shard(folder, shard, told.add)
+        wrong = first_difference(folder, shard, told.add)
+        if wrong:
+            raise CannotExport(f"{wrong} does not read back as it was written; nothing was written")
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": total, "total_parameters": sum(e.numel for s in shards for e in s.tensors)},
@@ -112,11 +114,24 @@ def write_shards(folder: str, shards: Sequence[Shard], progress: Progress | None
             text.write("\n")
 
 
-def _write(each: Planned, stream: BinaryIO, told: _Told) -> None:
+def write_shard(folder: str, shard: Shard, told: Callable[[int], None]) -> None:
+    """Writes one shard; ``told`` hears of the bytes as they are written.
+
+    Raises:
+        CannotExport: a number does not fit the dtype that was asked for.
+        ReadError: the bytes of a stored tensor are not there.
+    """
+    with open(os.path.join(folder, shard.name), "xb") as stream:
+        stream.write(shard.header)
+        for each in shard.tensors:
+            _write(each, stream, told)
+
+
+def _write(each: Planned, stream: BinaryIO, told: Callable[[int], None]) -> None:
     written = 0
     for nbytes in _written(each, stream):
         written += nbytes
-        told.add(nbytes)
+        told(nbytes)
     if written != each.nbytes:
         raise CannotExport(
             f"{printable(each.name)} came out as {written} bytes where {each.nbytes} were planned; please report it"
@@ -186,26 +201,22 @@ def _bytes_of(values: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def first_difference(folder: str, shards: Sequence[Shard], progress: Progress | None = None) -> str:
-    """The name of the first tensor that the files do not hold as planned; "" when they hold all.
+def first_difference(folder: str, shard: Shard, told: Callable[[int], None]) -> str:
+    """The name of the first tensor that a shard does not hold as planned; "" when it holds all.
 
     Raises:
         ReadError: the source cannot be read any more.
     """
-    told = _Told("read back", sum(each.nbytes for shard in shards for each in shard.tensors), progress)
-    for shard in shards:
-        header = shard.header
-        with open(os.path.join(folder, shard.name), "rb") as stream:
-            if stream.read(len(header)) != header:
-                return shard.name
-            for each in shard.tensors:
-                for piece in pieces_of(each):
-                    if not _same(stream, piece):
-                        return each.name
-                    told.add(len(piece))
-            if stream.read(1):
-                return shard.name
-    return ""
+    header = shard.header
+    with open(os.path.join(folder, shard.name), "rb") as stream:
+        if stream.read(len(header)) != header:
+            return shard.name
+        for each in shard.tensors:
+            for piece in pieces_of(each):
+                if not _same(stream, piece):
+                    return each.name
+                told(len(piece))
+        return shard.name if stream.read(1) else ""
 
 
 def _same(stream: BinaryIO, piece: bytes | memoryview) -> bool:

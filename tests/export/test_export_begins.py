@@ -11,7 +11,7 @@ from export_cases import save_module
 from tiny_models import tiny_model
 from tiny_surgery import cut_layers
 
-from gqacheck.export import CannotExport, export, run, verify
+from gqacheck.export import CannotExport, export, stream, verify
 
 PLACES = {
     "model.embed_tokens.weight": "the embedding",
@@ -48,7 +48,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``spoil(tensor)``: the writer writes one tensor wrong."""
-    real = run.write_shards
+    real = stream.write_shard
 
     def at(tensor: str) -> None:
         def write(folder: str, *arguments: Any, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Any:
             spoilt(Path(folder), tensor)
             return made
 
-        monkeypatch.setattr(run, "write_shards", write)
+        monkeypatch.setattr(stream, "write_shard", write)
 
     return at
 
@@ -79,7 +79,7 @@ def test_logits_that_differ_begin_where_the_tensor_is(
     tensor: str, place: str, source: Path, tmp_path: Path, spoil: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison of bytes, which comes first, is made blind."""
-    monkeypatch.setattr(run, "first_difference", lambda *_: "")
+    monkeypatch.setattr(stream, "first_difference", lambda *_: "")
     spoil(tensor)
     assert f"computes something else than the source, from {place} on" in refusal(source, tmp_path)
 
@@ -90,7 +90,7 @@ def test_logits_that_differ_begin_where_the_tensor_is(
 def test_logits_of_a_model_that_is_not_loaded_begin_there_too(
     tensor: str, source: Path, tmp_path: Path, spoil: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "first_difference", lambda *_: "")
+    monkeypatch.setattr(stream, "first_difference", lambda *_: "")
     monkeypatch.setattr(verify, "SMALL", 0)
     spoil(tensor)
     assert f"from {PLACES[tensor]} on" in refusal(source, tmp_path)

@@ -122,13 +122,13 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(limit: int, source: Path, tm
 def test_a_source_that_changes_while_it_is_read_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stream.write_shards
+    real = stream.write_shard
 
     def late(*arguments: Any, **options: Any) -> None:
         real(*arguments, **options)
         os.utime(source, ns=(1, 1))
 
-    monkeypatch.setattr(run, "write_shards", late)
+    monkeypatch.setattr(stream, "write_shard", late)
     with pytest.raises(CannotExport, match=r"pytorch_model\.bin changed while it was read; nothing was written"):
         export(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -138,7 +138,7 @@ def test_a_source_that_is_written_over_while_it_is_read_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same size, same time: the bytes are read a second time, and are others."""
-    real = stream.write_shards
+    real = stream.write_shard
 
     def late(*arguments: Any, **options: Any) -> None:
         real(*arguments, **options)
@@ -150,7 +150,7 @@ def test_a_source_that_is_written_over_while_it_is_read_is_refused(
             file.write(data)
         os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    monkeypatch.setattr(run, "write_shards", late)
+    monkeypatch.setattr(stream, "write_shard", late)
     with pytest.raises(CannotExport, match="does not read back as it was written"):
         export(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

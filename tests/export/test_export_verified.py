@@ -114,7 +114,7 @@ def test_a_tensor_that_is_lost_or_too_many_is_found(tmp_path: Path, monkeypatch:
 def test_a_file_that_is_spoilt_on_the_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of a row of the embedding that the text does not use."""
     source = save_module(tiny_model("llama"), tmp_path / "in")
-    real = stream.write_shards
+    real = stream.write_shard
 
     def spoilt(folder: str, *arguments: Any, **options: Any) -> None:
         real(folder, *arguments, **options)
@@ -124,7 +124,7 @@ def test_a_file_that_is_spoilt_on_the_disk_is_found(tmp_path: Path, monkeypatch:
             file.seek(-1, 1)
             file.write(bytes([byte[0] ^ 1]))
 
-    monkeypatch.setattr(run, "write_shards", spoilt)
+    monkeypatch.setattr(stream, "write_shard", spoilt)
     refused(source, tmp_path, r"model\.embed_tokens\.weight does not read back as it was written")
 
 
