@@ -101,9 +101,10 @@ def _quality(name: str) -> Iterator[Row]:
 
     from fixtures.zoo.case import FIXTURES, load
     from pruners.anatomy import dissect
+    from pruners.compensate import compensate_biases
     from pruners.importance import taylor, wanda
     from pruners.plan import PruningPlan
-    from pruners.reconstruct import compensate_biases, reconstruct
+    from pruners.reconstruct import reconstruct
     from pruners.select import Request, for_parameters, select
     from pruners.select_by_error import least_squares_error
     from pruners.surgery import prune

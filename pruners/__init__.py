@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pruners.anatomy import CannotPrune, dissect
     from pruners.calibration import calibration_batches, calibration_text
+    from pruners.compensate import compensate_biases
     from pruners.importance import (
         Importance,
         block_influence,
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     )
     from pruners.plan import KvGroup, LayerPlan, LayerShape, ModelShape, PlanError, PruningPlan, whole_groups
     from pruners.plan_file import plan_from_json, plan_to_json, read_plan
-    from pruners.reconstruct import compensate_biases, reconstruct
     from pruners.request import Request, Selection
-    from pruners.select import for_parameters, select, select_in_steps
+    from pruners.select import for_parameters, select_in_steps
+    from pruners.select_by_error import least_squares_error
     from pruners.surgery import prune
 
+# Not here: ``select`` and ``reconstruct``, whose modules have the same names (from pruners.select import select).
 _LAZY = {
     "CannotPrune": "anatomy",
     "dissect": "anatomy",
@@ -55,13 +57,12 @@ _LAZY = {
     "plan_from_json": "plan_file",
     "plan_to_json": "plan_file",
     "read_plan": "plan_file",
-    "compensate_biases": "reconstruct",
-    "reconstruct": "reconstruct",
+    "compensate_biases": "compensate",
     "Request": "request",
     "Selection": "request",
     "for_parameters": "select",
-    "select": "select",
     "select_in_steps": "select",
+    "least_squares_error": "select_by_error",
     "prune": "surgery",
 }
 
@@ -83,14 +84,13 @@ __all__ = [
     "dissect",
     "fluctuation",
     "for_parameters",
+    "least_squares_error",
     "magnitude",
     "plan_from_json",
     "plan_to_json",
     "prune",
     "random_importance",
     "read_plan",
-    "reconstruct",
-    "select",
     "select_in_steps",
     "taylor",
     "wanda",

@@ -20,11 +20,12 @@ from pruners.plan import ModelShape, PruningPlan
 from pruners.request import Request
 from pruners.save import Progress
 from pruners.select import for_parameters, select, select_in_steps
+from pruners.select_by_error import least_squares_error
 from pruners.sensitivity import measure_sensitivity
 from pruners.strategies import CALIBRATED, Ask
 
-_REFIT_WINDOWS = 128
-"""Windows for least squares, where the text has as many; few make it learn them by heart."""
+_REFIT_WINDOWS, _ERROR_WINDOWS = 128, 64
+"""Windows to refit on and to choose by what refitting leaves, where the text has as many; few are learnt by heart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,17 @@ def calibrate(order: Order, tokenizer: Any) -> Text:
         )
     text = calibration_text(order.calibration)
     with quiet_and_offline():  # a tokenizer remarks on the length of every text
-        score = refit = None
-        if scores:
-            score = calibration_batches(
-                tokenizer, text, n_examples=order.n_examples, seq_len=order.seq_len, seed=order.seed
-            )
-        if order.reconstruct:
+        solves = ask is not None and ask.method == "least-squares"
+        room = 0
+        if order.reconstruct or solves:
             room = len(tokenizer(text, add_special_tokens=False)["input_ids"]) // order.seq_len
-            n = max(order.n_examples, min(_REFIT_WINDOWS, room))
-            refit = calibration_batches(tokenizer, text, n_examples=n, seq_len=order.seq_len, seed=order.seed)
+
+        def windows(wanted: int) -> torch.Tensor:
+            n = max(order.n_examples, min(wanted, room))
+            return calibration_batches(tokenizer, text, n_examples=n, seq_len=order.seq_len, seed=order.seed)
+
+        score = windows(_ERROR_WINDOWS if solves else 0) if scores else None
+        refit = windows(_REFIT_WINDOWS) if order.reconstruct else None
     return Text(score, refit, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
 
 
@@ -80,9 +83,7 @@ def text_words(order: Order, text: Text) -> str:
     if text.score is None:
         return ""
     name = printable(os.path.basename(order.calibration) or order.calibration, 60)
-    return (
-        f", {order.n_examples} × {order.seq_len} tokens of {name} (sha256 {text.fingerprint[:12]}), seed {order.seed}"
-    )
+    return f", {len(text.score)} × {order.seq_len} tokens of {name} (sha256 {text.fingerprint[:12]}), seed {order.seed}"
 
 
 def same_text(order: Order) -> list[str]:
@@ -177,6 +178,8 @@ class _Scorer:
         if ask.method == "random":
             return random_importance(model, self._order.seed)
         assert batches is not None
+        if ask.method == "least-squares":
+            return least_squares_error(model, batches)
         if ask.method == "taylor":
             kind: Any = ask.taylor
             return taylor(model, batches, kind=kind)

@@ -80,7 +80,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "what is worth keeping",
         (
-            Flag("--method", "NAME", "taylor (default), wanda, fluctuation, l2, l1, random", one_of(*METHODS)),
+            Flag("--method", "NAME", "taylor (default), wanda, fluctuation, least-squares, l2, l1, random", one_of(*METHODS)),
             Flag("--calibration", "TEXT", "smoke (built in, default), a text file, or a datasets id"),
             Flag("--seq-len", "N", "tokens of one calibration example; default 128", whole_number(2)),
             Flag("--reconstruct", "", "afterwards fit o_proj and down_proj to the parent's outputs (least squares)"),

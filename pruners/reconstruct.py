@@ -26,15 +26,14 @@ import torch
 from torch import nn
 
 from gqacheck.errors import UsageError
-from pruners.activations import observe_inputs
 from pruners.anatomy import Anatomy, LayerAnatomy, dissect
 from pruners.calibration import CalibrationError, require_batches
 from pruners.layerwise import Stream, no_further_than, watching
 from pruners.normal_equations import NormalEquations
-from pruners.plan import LayerPlan, PruningPlan
+from pruners.plan import PruningPlan
 from pruners.quiet import in_eval_mode
 
-__all__ = ["RIDGES", "Reconstruction", "Rewrite", "compensate_biases", "reconstruct"]
+__all__ = ["RIDGES", "Reconstruction", "Rewrite", "reconstruct"]
 
 Target: TypeAlias = Literal["residual", "block"]
 Role: TypeAlias = Literal["o", "down"]
@@ -112,7 +111,7 @@ def reconstruct(
         CannotPrune: a model is broken already, or of a kind whose parts are not known.
     """
     theirs, mine = dissect(parent), dissect(child)
-    _require(plan, theirs, mine)
+    require_child(plan, theirs, mine)
     if not ridges or min(ridges) <= 0:
         raise UsageError(f"ridges must be above 0, not {tuple(ridges)}")
     require_batches(parent, batches)
@@ -338,46 +337,13 @@ def _difference(module: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | No
     return torch.cat((change, (bias.to("cpu", torch.float64) - module.bias.data.to("cpu", torch.float64))[None]))
 
 
-@torch.no_grad()
-def compensate_biases(child: Any, parent: Any, plan: PruningPlan, batches: torch.Tensor) -> tuple[str, ...]:
-    """Adds the mean of what was removed to the biases of o_proj and down_proj, as FLAP does; their names.
-
-    Only means are measured, in one pass over ``batches`` through the parent: far cheaper than ``reconstruct``, and
-    mending less. A bias is made where there is none. Then the model no longer is what its config describes: a stock
-    class loads it without the biases unless the config can speak of them, and gqacheck has a note on a pickle with them
-    (GQA108). Where a layer normalises a block's output before adding it, the mean is that of the output before.
+def require_child(plan: PruningPlan, theirs: Anatomy, mine: Anatomy) -> None:
+    """Nothing, when ``plan`` makes of the parent what the child is.
 
     Raises:
-        CalibrationError, PlanError, UsageError, CannotPrune: as ``reconstruct``.
+        PlanError: the plan was made for another parent.
+        UsageError: the child is not of the shape that the plan leaves.
     """
-    theirs, mine = dissect(parent), dissect(child)
-    _require(plan, theirs, mine)
-    require_batches(parent, batches)
-    means = observe_inputs(parent, theirs, batches)
-    changed: list[str] = []
-    for at, own in enumerate(plan.kept_layers):
-        layer, linears = theirs.layers[own], projections(child, mine.layers[at])
-        for number, lines in enumerate(layer.lines):
-            kept = layer.kept(plan.layers[own] or LayerPlan(), lines)
-            role = lines.role
-            if role not in linears or lines.owner is not None or kept is None or lines.dim != 1:
-                continue
-            gone = lines.of(sorted(set(range(lines.n_parts)) - set(kept)))
-            weight = lines.view(parent)[:, gone].to("cpu", torch.float64)
-            _add_bias(linears[role].module, weight @ means[own, number].mean[gone])
-            changed.append(linears[role].name.removesuffix("weight") + "bias")
-    return tuple(changed)
-
-
-def _add_bias(module: nn.Linear, values: torch.Tensor) -> None:
-    like = module.weight
-    if module.bias is None:
-        module.bias = nn.Parameter(values.to(like), requires_grad=like.requires_grad)
-    else:
-        module.bias.data = (module.bias.data.to("cpu", torch.float64) + values).to(module.bias)
-
-
-def _require(plan: PruningPlan, theirs: Anatomy, mine: Anatomy) -> None:
     plan.require_fit(theirs.shape)
     if mine.shape.layers != plan.child.layers:
         raise UsageError("the child is not what the plan makes of its parent: cut it with the same plan first")

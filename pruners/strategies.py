@@ -16,10 +16,10 @@ Range = tuple[int, int]
 DEPTH = 28
 """Layers of the model that the strategies' ranges are written for."""
 TAYLOR = ("param_first", "param_second", "param_mix", "vectorize")
-METHODS = ("l2", "l1", "random", "taylor", "wanda", "fluctuation")
+METHODS = ("l2", "l1", "random", "taylor", "wanda", "fluctuation", "least-squares")
 PRUNER_TYPES = METHODS[:4]
 HEADS = ("groups", "queries", "both")
-CALIBRATED = frozenset(("taylor", "wanda", "fluctuation"))
+CALIBRATED = frozenset(("taylor", "wanda", "fluctuation", "least-squares"))
 """Methods that read text."""
 _LLM_PRUNER_RANGE = (3, 31)
 

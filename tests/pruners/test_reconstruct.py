@@ -16,9 +16,10 @@ from fixtures.zoo.case import FIXTURES, load
 from gqacheck.errors import UsageError
 from pruners.anatomy import dissect
 from pruners.calibration import CalibrationError, calibration_batches
+from pruners.compensate import compensate_biases
 from pruners.normal_equations import NormalEquations
 from pruners.plan import LayerPlan, PlanError, PruningPlan, whole_groups
-from pruners.reconstruct import Reconstruction, compensate_biases, reconstruct
+from pruners.reconstruct import Reconstruction, reconstruct
 from pruners.surgery import prune
 
 # o_proj or down_proj feeds a norm before the stream: the block's own output is the target
