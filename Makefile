@@ -55,8 +55,10 @@ static-test: $(STATIC)/.ready  ## the static tests without torch and numpy, on P
 docs: $(READY)  ## writes the generated parts of README and docs/rules anew
 	$(BIN)/python -m docs.generate
 
-thorough: $(READY)  ## thousands of random cuts, trained and regrouped: nothing right accused, everything wrong found
+thorough: $(READY) $(CONSUMERS:=/.ready)  ## every case of every test, then thousands of random cuts of lineage and of the pruners
+	GQACHECK_THOROUGH=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	GQACHECK_CASES=2500 $(BIN)/python -m pytest tests/static/lineage tests/lineage -n $(WORKERS) --dist load
+	GQACHECK_CASES=1000 $(BIN)/python -m pytest tests/pruners/test_pruning_properties.py -n $(WORKERS) --dist load
 
 bench: $(READY)  ## time and memory side by side with what people run today
 	$(BIN)/python -m benchmarks.static

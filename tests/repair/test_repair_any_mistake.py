@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from repair_cuts import (
 
 from gqacheck.repair import repair
 
+EXAMPLES = int(os.environ.get("GQACHECK_CASES", "15"))
 LAYERS = 2
 COUNTS = [(12, 3), (28, 4), (6, 2)]  # of the parents; n_kv never equals the group
 PARENTS: dict[tuple[int, int], Tensors] = {}
@@ -105,7 +107,9 @@ def read_any(path: str) -> Tensors:
     return read_folder(path)
 
 
-@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True, deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(spoilt_cuts())
 def test_any_spoilt_cut_comes_out_as_the_correct_one(
     tmp_path: Path, case: tuple[tuple[int, int], dict[int, Cut]]

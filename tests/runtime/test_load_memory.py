@@ -51,9 +51,9 @@ EXPERTS = {
 @pytest.mark.parametrize(
     ("stored", "run", "sizes"),
     [
-        ("float32", "float32", SMALL_TENSORS),  # none of 1 MB
+        pytest.param("float32", "float32", SMALL_TENSORS, marks=pytest.mark.thorough),  # none of 1 MB
         ("float16", "float32", LARGE_TENSORS),
-        ("float32", "float32", EXPERTS),
+        pytest.param("float32", "float32", EXPERTS, marks=pytest.mark.thorough),
     ],
     ids=["small tensors", "half to full", "experts"],
 )
