@@ -12,13 +12,17 @@ Importing this package imports no torch; the command is ``gqaprune`` (``pruners.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruners.anatomy import CannotPrune, dissect
-    from pruners.calibration import calibration_batches, calibration_text
+    from pruners.calibration import CalibrationError, calibration_batches, calibration_text
     from pruners.compensate import compensate_biases
+    from pruners.dependency import prune_by_graph
     from pruners.importance import (
+        CannotScore,
         Importance,
         block_influence,
         fluctuation,
@@ -29,17 +33,20 @@ if TYPE_CHECKING:
     )
     from pruners.plan import KvGroup, LayerPlan, LayerShape, ModelShape, PlanError, PruningPlan, whole_groups
     from pruners.plan_file import plan_from_json, plan_to_json, read_plan
+    from pruners.reconstruct import reconstruct
     from pruners.request import Request, Selection
-    from pruners.select import for_parameters, select_in_steps
+    from pruners.select import for_parameters, select, select_in_steps
     from pruners.select_by_error import least_squares_error
     from pruners.surgery import prune
 
-# Not here: ``select`` and ``reconstruct``, whose modules have the same names (from pruners.select import select).
 _LAZY = {
     "CannotPrune": "anatomy",
     "dissect": "anatomy",
+    "CalibrationError": "calibration",
     "calibration_batches": "calibration",
     "calibration_text": "calibration",
+    "prune_by_graph": "dependency",
+    "CannotScore": "importance",
     "Importance": "importance",
     "block_influence": "importance",
     "fluctuation": "importance",
@@ -58,16 +65,20 @@ _LAZY = {
     "plan_to_json": "plan_file",
     "read_plan": "plan_file",
     "compensate_biases": "compensate",
+    "reconstruct": "reconstruct",
     "Request": "request",
     "Selection": "request",
     "for_parameters": "select",
+    "select": "select",
     "select_in_steps": "select",
     "least_squares_error": "select_by_error",
     "prune": "surgery",
 }
 
 __all__ = [
+    "CalibrationError",
     "CannotPrune",
+    "CannotScore",
     "Importance",
     "KvGroup",
     "LayerPlan",
@@ -89,8 +100,11 @@ __all__ = [
     "plan_from_json",
     "plan_to_json",
     "prune",
+    "prune_by_graph",
     "random_importance",
     "read_plan",
+    "reconstruct",
+    "select",
     "select_in_steps",
     "taylor",
     "wanda",
@@ -103,8 +117,29 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'pruners' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"pruners.{_LAZY[name]}"), name)
+    try:
+        return getattr(import_module(f"pruners.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        from gqacheck.errors import MissingDependency
+
+        raise MissingDependency(f"pruners.{name}", "run") from error
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """A package whose functions may be called as their modules are, like ``select`` of ``pruners.select``.
+
+    Importing a module binds it to its package; here that name stays the function's.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -9,7 +9,10 @@ import torch
 
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError
 from gqacheck.runtime.corpus import SMOKE, load_corpus
+from gqacheck.runtime.quiet import quiet_and_offline
 from gqacheck.runtime.tokenizer import make_encoder
+from gqacheck.text import printable
+from pruners.quiet import silent
 
 DEFAULT_CHARS = 4_000_000
 
@@ -53,7 +56,8 @@ def calibration_batches(
     if n_examples < 1 or seq_len < 2:
         raise UsageError(f"calibration needs at least 1 example of 2 positions, not {n_examples} of {seq_len}")
     encoder = make_encoder(tokenizer)
-    ids, first = encoder.encode(text), list(encoder.prefix)
+    with quiet_and_offline():  # a tokenizer remarks on the length of every text
+        ids, first = encoder.encode(text), list(encoder.prefix)
     length = seq_len - len(first)
     if length < 1 or len(ids) < n_examples * length:
         raise CalibrationError(
@@ -79,18 +83,20 @@ def calibration_text(source: str, *, max_chars: int = DEFAULT_CHARS) -> str:
         ReadError, UsageError: the file cannot be read.
         MissingDependency: a dataset, and ``datasets`` is not installed.
     """
+    if os.path.isfile(source) and not os.path.getsize(source):
+        raise CalibrationError(f"{printable(source)} has no text to calibrate on: it is empty")
     if source == SMOKE or os.path.isfile(source):
         text = "\n\n".join(segment.text for segment in load_corpus(source).segments)
     else:
         text = _of_dataset(source, max_chars)
     if not text.strip():
-        raise CalibrationError(f"{source} has no text to calibrate on")
+        raise CalibrationError(f"{printable(source)} has no text to calibrate on")
     return text[:max_chars]
 
 
 def _of_dataset(source: str, max_chars: int) -> str:
     if source.endswith((".txt", ".json", ".jsonl", ".md")) or (os.path.isabs(source) and not os.path.isdir(source)):
-        raise CalibrationError(f"{source}: no such text file")
+        raise CalibrationError(f"{printable(source)}: no such text file")
     try:
         import datasets
     except ImportError as error:
@@ -99,17 +105,18 @@ def _of_dataset(source: str, max_chars: int) -> str:
     config, _, split = rest.partition(":")
     offline = bool(datasets.config.HF_DATASETS_OFFLINE or datasets.config.HF_HUB_OFFLINE)
     try:
-        rows = datasets.load_dataset(
-            name, config or None, split=split or "train", streaming=not offline and not os.path.isdir(name)
-        )
-        text = _joined(rows, max_chars)
+        with silent("datasets", "huggingface_hub"):  # of every retry
+            rows = datasets.load_dataset(
+                name, config or None, split=split or "train", streaming=not offline and not os.path.isdir(name)
+            )
+            text = _joined(rows, max_chars)
     except CalibrationError:
         raise
     except Exception as error:  # whatever the library, its download or its builder raises
         why = " ".join(str(error).split())[:160] or type(error).__name__
         where = " (offline)" if offline else ""
         raise CalibrationError(
-            f"{source} is no text file and the dataset of this name cannot be loaded{where}: {why}"
+            f"{printable(source)} is no text file and the dataset of this name cannot be loaded{where}: {why}"
         ) from error
     return text
 

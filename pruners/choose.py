@@ -109,7 +109,7 @@ def choose(order: Order, model: Any, batches: torch.Tensor | None, progress: Pro
     drop = _layers_to_drop(ask, shape, model, batches)
     if not ask.widths:
         kept = PruningPlan.of(shape, dict.fromkeys(drop))
-        return Found(kept, "whole layers")
+        return Found(kept, "whole layers" if drop else "nothing", ask.notes)
     request = _request(ask, ranges, drop)
     if ask.parameters is None and ask.steps > 1:
         selection = select_in_steps(copy.deepcopy(model), _Scorer(order, batches, progress), request)

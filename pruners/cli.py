@@ -84,3 +84,7 @@ def _prune(base: str, out: str, arguments: Arguments, screen: Screen) -> int:
         screen.flush()
         screen.complain(report.complaint, report.exit_code)
     return report.exit_code
+
+
+if __name__ == "__main__":
+    run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from gqacheck.flags import COLOURS, Flag, one_of, suggestion, whole_number
 from pruners.strategies import DEPTH, HEADS, METHODS, PRUNER_TYPES, STRATEGIES, TAYLOR
 
 USAGE = "gqaprune BASE OUT --strategy mlp-only|conservative|aggressive|per-layer [options]"
-_MOST_LAYERS = 10_000
+_MOST_LAYERS, _MOST_STEPS = 10_000, 1_000
 _WIDTH = 24
 
 
@@ -53,11 +53,11 @@ def _layers(name: str, text: str) -> int | tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _refused(why: str) -> Callable[[str, str], Any]:
-    def convert(name: str, text: str) -> Any:
-        raise UsageError(f"{name} {why}")
-
-    return convert
+def _steps(name: str, text: str) -> int:
+    steps = whole_number(1)(name, text)
+    if steps > _MOST_STEPS:
+        raise UsageError(f"{name} {text[:20]}: every step scores the whole model, so {_MOST_STEPS:,} is the most")
+    return steps
 
 
 GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
@@ -80,7 +80,12 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "what is worth keeping",
         (
-            Flag("--method", "NAME", "taylor (default), wanda, fluctuation, least-squares, l2, l1, random", one_of(*METHODS)),
+            Flag(
+                "--method",
+                "NAME",
+                "taylor (default), wanda, fluctuation, least-squares, l2, l1, random",
+                one_of(*METHODS),
+            ),
             Flag("--calibration", "TEXT", "smoke (built in, default), a text file, or a datasets id"),
             Flag("--seq-len", "N", "tokens of one calibration example; default 128", whole_number(2)),
             Flag("--reconstruct", "", "afterwards fit o_proj and down_proj to the parent's outputs (least squares)"),
@@ -117,7 +122,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
             Flag("--block_mlp_layer_start", "N", "first layer whose MLP is cut", whole_number(0)),
             Flag("--block_mlp_layer_end", "N", "the layer behind the last; beyond the model: clamped, and said",
                  whole_number(0)),
-            Flag("--iterative_steps", "N", "cut in N steps and score anew before each; default 1", whole_number(1)),
+            Flag("--iterative_steps", "N", "cut in N steps and score anew before each; default 1", _steps),
             Flag("--grouping_strategy", "sum", "only sum: a group is worth what its heads are",
                  one_of("sum", "mean", "max", "prod", "first", "gm")),
             Flag("--global_pruning", "", "the same as --scope global"),

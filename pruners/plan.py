@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from gqacheck.errors import UsageError
 from gqacheck.runtime.kept import KeptLayer
+from gqacheck.text import printable
 
 ExpertName: TypeAlias = int | str
 """An expert's number, or ``shared``."""
@@ -331,9 +332,10 @@ def _mismatch(wanted: ModelShape, found: ModelShape) -> str:
     for name in ("family", "n_layers", "hidden_size", "head_dim"):
         ours, theirs = getattr(wanted, name), getattr(found, name)
         if ours != theirs:
-            return f"{name} {ours} in the plan, {theirs} in the model"
+            return f"{name} {printable(ours, 60)} in the plan, {printable(theirs, 60)} in the model"
     for index, (one, other) in enumerate(zip(wanted.layers, found.layers, strict=True)):
         for name in ("n_q_heads", "n_kv_heads", "channels", "experts", "costs"):
             if getattr(one, name) != getattr(other, name):
-                return f"layer {index} has {name} {getattr(one, name)} in the plan, {getattr(other, name)} in the model"
+                ours, theirs = printable(getattr(one, name)), printable(getattr(other, name))
+                return f"layer {index} has {name} {ours} in the plan, {theirs} in the model"
     return f"{wanted.outside:,} parameters beside the layers in the plan, {found.outside:,} in the model"

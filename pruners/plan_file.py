@@ -7,11 +7,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from gqacheck.text import printable
 from pruners.plan import Costs, ExpertName, KvGroup, LayerPlan, LayerShape, ModelShape, PlanError, PruningPlan
 
 SCHEMA = "gqacheck/pruning-plan/1"
 MAX_LENGTH = 1 << 28
 """Characters; a plan for 128 layers of 65,536 channels takes a quarter of this."""
+_MOST_DIGITS = 18
+_LAYER_KEYS = ("layer", "dropped", "groups", "channels", "experts")
 
 
 def plan_to_json(plan: PruningPlan) -> str:
@@ -29,17 +32,18 @@ def plan_from_json(text: str) -> PruningPlan:
         PlanError: it is not one, or one that makes no sense.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"the plan is not JSON: {error}") from error
+        raise PlanError(f"the plan cannot be read as JSON: {printable(error)}") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         said = found.get("schema") if isinstance(found, dict) else None
-        raise PlanError(f"the plan's schema is {str(said)[:60]!r}, and this version reads {SCHEMA!r}")
+        raise PlanError(f"the plan's schema is {printable(said, 60)}, and this version reads {SCHEMA}")
     try:
         parent = _shape_from(found["parent"])
         layers = tuple(_layer_from(index, entry) for index, entry in enumerate(found["layers"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"the plan is incomplete or malformed ({type(error).__name__}: {str(error)[:80]})") from error
+        said = f"{type(error).__name__}: {printable(error, 100)}"
+        raise PlanError(f"the plan is incomplete or malformed ({said})") from error
     return PruningPlan(parent, layers)
 
 
@@ -53,9 +57,9 @@ def read_plan(path: str | os.PathLike[str]) -> PruningPlan:
         with open(path, encoding="utf-8") as stream:
             text = stream.read(MAX_LENGTH + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{os.fspath(path)} cannot be read as a plan: {error}") from error
+        raise PlanError(f"{printable(os.fspath(path))} cannot be read as a plan: {error}") from error
     if len(text) > MAX_LENGTH:
-        raise PlanError(f"{os.fspath(path)} is longer than {MAX_LENGTH:,} characters: it is no plan")
+        raise PlanError(f"{printable(os.fspath(path))} is longer than {MAX_LENGTH:,} characters: it is no plan")
     return plan_from_json(text)
 
 
@@ -123,20 +127,48 @@ def _layer_json(index: int, plan: LayerPlan | None) -> dict[str, Any]:
 
 
 def _layer_from(index: int, entry: Mapping[str, Any]) -> LayerPlan | None:
-    if entry["layer"] != index:
+    unknown = sorted(entry.keys() - _LAYER_KEYS)
+    if unknown:
+        raise ValueError(f"entry {index} has {unknown[0]}, which is none of {', '.join(_LAYER_KEYS)}")
+    if _size(entry["layer"]) != index:
         raise ValueError(f"entry {index} is for layer {entry['layer']}")
-    if entry.get("dropped", False) is True:
+    dropped = entry.get("dropped", False)
+    if type(dropped) is not bool or (dropped and len(entry) > 2):
+        raise ValueError(f"layer {index} is dropped, which is true or false, and if true says nothing else")
+    if dropped:
         return None
     groups, channels = entry.get("groups"), entry.get("channels")
     return LayerPlan(
-        None if groups is None else tuple(KvGroup(int(head), tuple(queries)) for head, queries in groups.items()),
+        None if groups is None else tuple(KvGroup(_number(head), tuple(queries)) for head, queries in groups.items()),
         None if channels is None else tuple(channels),
         {_expert(name): tuple(kept) for name, kept in entry.get("experts", {}).items()},
     )
 
 
 def _expert(name: str) -> ExpertName:
-    return name if name == "shared" else int(name)
+    return name if name == "shared" else _number(name)
+
+
+def _number(key: str) -> int:
+    """A key that says a number, in the one way that ``str`` writes it: two spellings of one number are two keys."""
+    if not (key.isascii() and key.isdigit() and (key == "0" or key[0] != "0")):
+        raise ValueError(f"{key} is not a number")
+    return _integer(key)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{digits[:20]}… has {len(digits):,} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key} is written twice")
+        found[key] = value
+    return found
 
 
 def _size(value: Any) -> int:

@@ -52,10 +52,10 @@ class Request:
     experts: bool = True
 
     def __post_init__(self) -> None:
-        for ratio in (self.ratio, self.mlp_ratio):
-            for each in ratio if isinstance(ratio, Sequence) else () if ratio is None else (ratio,):
+        for ratio in (self.ratio,) if self.mlp_ratio is None else (self.ratio, self.mlp_ratio):
+            for each in ratio if isinstance(ratio, Sequence) and not isinstance(ratio, str) else (ratio,):
                 if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each < 1:
-                    raise PlanError(f"the pruning ratio is {each}: it must be at least 0 and below 1")
+                    raise PlanError(f"the pruning ratio is {each!r}: it must be a number of at least 0 and below 1")
         if self.scope != "uniform" and any(isinstance(each, Sequence) for each in (self.ratio, self.mlp_ratio)):
             raise PlanError(
                 f"a ratio for each layer leaves nothing to rank: it goes with scope uniform, not {self.scope}"
@@ -75,7 +75,11 @@ class Request:
             if type(count) is not int or count < 1:
                 raise PlanError(f"{name} is {count}: it must be a whole number of at least 1")
         for name, span in (("attention_layers", self.attention_layers), ("mlp_layers", self.mlp_layers)):
-            if span is not None and (min(span) < 0 or span[0] > span[1]):
+            if span is None:
+                continue
+            if not isinstance(span, Sequence) or len(span) != 2 or any(type(edge) is not int for edge in span):
+                raise PlanError(f"{name} is {span!r}: it must be (start, end), two whole numbers, or None")
+            if min(span) < 0 or span[0] > span[1]:
                 raise PlanError(
                     f"{name} is {span[0]} to {span[1]}: it must start at 0 or later and not end before it starts "
                     "(the end is exclusive; start == end means none)"
@@ -113,6 +117,8 @@ def dropped_layers(shape: ModelShape, request: Request, influence: torch.Tensor 
         PlanError: there are no such layers, or a number is asked for and no block influence given.
     """
     asked = request.drop_layers
+    if not isinstance(asked, Sequence) and type(asked) is not int:
+        raise PlanError(f"drop_layers is {asked!r}: it must be how many, or a list of which")
     if isinstance(asked, int):
         if not 0 <= asked < shape.n_layers:
             raise PlanError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -25,12 +26,12 @@ from gqacheck.runtime.corpus import load_corpus
 from gqacheck.runtime.quiet import quiet_and_offline
 from gqacheck.text import printable
 from pruners.anatomy import CannotPrune, dissect
-from pruners.choose import Found, calibrate, choose, same_text, text_words
+from pruners.choose import Found, Text, calibrate, choose, same_text, text_words
 from pruners.order import Order
 from pruners.plan import PruningPlan
 from pruners.plan_file import read_plan
 from pruners.reconstruct import reconstruct
-from pruners.save import LABEL, Progress, Saved, save_pruned, stored_dtype, write_plan
+from pruners.save import LABEL, PLAN_LABEL, Progress, Saved, save_plan, save_pruned, stored_dtype
 from pruners.surgery import prune
 
 OF_A_RUN = ("GQA702", "GQA703")
@@ -71,6 +72,11 @@ def prune_checkpoint(order: Order, progress: Progress | None = None) -> PruneRep
         CannotPrune: the parent is broken already, or of a kind that is not cut here.
         GqacheckError: whatever else stopped it; nothing was written.
     """
+    with _log_folder(order):
+        return _prune_checkpoint(order, progress)
+
+
+def _prune_checkpoint(order: Order, progress: Progress | None) -> PruneReport:
     started = perf_counter()
     _check_places(order)
     parent = _sound_parent(order.base)
@@ -113,10 +119,10 @@ def _run(
         else:
             found = choose(order, parent.model, text.score, progress)
     notes += found.notes
-    made = _made(order, text.fingerprint)
+    made = _made(order, text)
     report = PruneReport(order.base, order.out, found.plan, found.scored + text_words(order, text), asked=made)
     if order.save_plan is not None:
-        write_plan(order.save_plan, found.plan, made)
+        save_plan(order.save_plan, found.plan, made)
         report = replace(report, plan_saved=order.save_plan)
     first = _measured(order, progress) if order.before else None
     report = replace(report, before=_perplexities(first, order, notes))
@@ -125,17 +131,30 @@ def _run(
 
 def _check_places(order: Order) -> None:
     """Nothing, when what is named can be written; before anything is read, since weights may take minutes."""
-    if order.save_plan is not None and os.path.lexists(order.save_plan):
-        raise UsageError(f"--save-plan {printable(order.save_plan)} exists already and is never overwritten")
-    if order.save_plan is not None and not os.path.isdir(os.path.dirname(os.path.abspath(order.save_plan))):
-        raise UsageError(f"--save-plan {printable(order.save_plan)}: its folder does not exist")
+    sources = [order.base] if os.path.exists(order.base) else []
+    if order.save_plan is not None:
+        check_destination(order.save_plan, sources, label=PLAN_LABEL, file=True)
+        if order.out and os.path.realpath(order.save_plan) == os.path.realpath(order.out):
+            raise UsageError(f"{PLAN_LABEL} and OUT are both {printable(order.out)}: name another file for the plan")
     for text in dict.fromkeys((*order.before, *order.after)):
         load_corpus(text)
     if order.dry_run:
         return
-    if os.path.dirname(order.out) == _LOG_FOLDER:
-        os.makedirs(_LOG_FOLDER, exist_ok=True)  # as LLM-Pruner does
-    check_destination(order.out, [order.base] if os.path.exists(order.base) else [], label=LABEL)
+    check_destination(order.out, sources, label=LABEL)
+
+
+@contextmanager
+def _log_folder(order: Order) -> Iterator[None]:
+    """``prune_log``, made as LLM-Pruner makes it where OUT goes there, and gone again when nothing came of it."""
+    made = not order.dry_run and os.path.dirname(order.out) == _LOG_FOLDER and not os.path.lexists(_LOG_FOLDER)
+    if made:
+        os.mkdir(_LOG_FOLDER)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty: OUT is in it
+                os.rmdir(_LOG_FOLDER)
 
 
 def _place_of(checkpoint: Checkpoint) -> str:
@@ -149,8 +168,6 @@ def _sound_parent(base: str) -> CheckpointReport:
         CannotPrune: it cannot be read, or it is broken already.
     """
     report = check_path(base, Options())
-    if report.error is not None or report.checkpoint is None:
-        raise CannotPrune(report.error or f"{printable(base)} cannot be read")
     errors = [finding for finding in report.findings if finding.severity is Severity.ERROR]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -158,6 +175,8 @@ def _sound_parent(base: str) -> CheckpointReport:
             f"{printable(base)} is broken already: {errors[0].code} {printable(errors[0].message, 300)}{more}; mend it "
             f"first (gqacheck {printable(base)} tells all)"
         )
+    if report.error is not None or report.checkpoint is None:
+        raise CannotPrune(report.error or f"{printable(base)} cannot be read")
     if report.checkpoint.quantization is not None:
         raise CannotPrune(
             f"{printable(base)} is quantised ({report.checkpoint.quantization}): prune the model it was made of"
@@ -279,18 +298,19 @@ def _perplexities(report: CheckpointReport | None, order: Order, notes: list[str
     return report.runtime.perplexities
 
 
-def _made(order: Order, fingerprint: str) -> dict[str, Any]:
+def _made(order: Order, text: Text) -> dict[str, Any]:
     """How the plan was found, for pruning_plan.json: nothing of this machine's paths."""
     made: dict[str, Any] = {"by": f"gqaprune {__version__}", "seed": order.seed}
     if order.ask is not None:
         made |= order.ask.told()
     else:
         made["plan"] = os.path.basename(order.plan_file or "")
-    if fingerprint:
+    if text.fingerprint:
         made["calibration"] = {
             "text": os.path.basename(order.calibration) or order.calibration,
-            "sha256": fingerprint,
-            "examples": order.n_examples,
+            "sha256": text.fingerprint,
+            "examples": 0 if text.score is None else len(text.score),
+            "refit_examples": 0 if text.refit is None else len(text.refit),
             "tokens": order.seq_len,
         }
     made["reconstruct"] = order.reconstruct

@@ -24,7 +24,7 @@ from pruners.plan_file import plan_to_json
 
 PLAN = "pruning_plan.json"
 PICKLE = os.path.join(LIKE, "pytorch_model.bin")
-LABEL = "OUT"
+LABEL, PLAN_LABEL = "OUT", "--save-plan"
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,8 +76,20 @@ def plan_json(plan: PruningPlan, made: Mapping[str, Any]) -> str:
     return '{\n "made": ' + json.dumps(made, ensure_ascii=False) + "," + text[1:]
 
 
-def write_plan(path: str, plan: PruningPlan, made: Mapping[str, Any]) -> None:
-    """Writes ``plan_json`` to a new file."""
+def save_plan(path: str, plan: PruningPlan, made: Mapping[str, Any]) -> None:
+    """Writes ``plan_json`` to a new file, which has its name only once it is whole.
+
+    Raises:
+        CannotSave: no space is left, or the place cannot be written to.
+        UsageError: something has appeared at ``path`` in the meantime.
+    """
+    with workplace(path, CannotSave) as work:
+        made_here = os.path.join(work, PLAN)
+        _write_plan(made_here, plan, made)
+        move_into_place(made_here, path, label=PLAN_LABEL)
+
+
+def _write_plan(path: str, plan: PruningPlan, made: Mapping[str, Any]) -> None:
     with open(path, "x", encoding="utf-8") as stream:
         stream.write(plan_json(plan, made))
 
@@ -110,7 +122,7 @@ def save_pruned(
         folder = os.path.join(work, "out")
         os.mkdir(folder)
         written = write_model(model, folder, source=source, dtype=dtype, force=force, progress=progress)
-        write_plan(os.path.join(folder, PLAN), plan, made)
+        _write_plan(os.path.join(folder, PLAN), plan, made)
         report, errors = check(folder)
         if report.error is not None:
             raise CannotSave(f"what was written cannot be checked: {report.error}; nothing was written")

@@ -6,6 +6,7 @@ norms over all heads), and put back at once; the weights come back bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pruners.calibration import require_batches
 from pruners.plan import LayerPlan, PlanError
 from pruners.quiet import in_eval_mode
 from pruners.request import Request
-from pruners.scores import Importance, scored_lines
+from pruners.scores import CannotScore, Importance, scored_lines
 from pruners.taylor import next_token_loss
 
 _LOWEST = 0.05  # of the mean increase: a layer that hardly hurts, or by chance helps, is not taken for free
@@ -56,6 +57,7 @@ def measure_sensitivity(
     Raises:
         PlanError: the importance is of another model.
         CalibrationError: the batches are not for this model.
+        CannotScore: a loss is not finite.
     """
     anatomy = dissect(model)
     require_batches(model, batches)
@@ -88,7 +90,7 @@ def layer_ratios(increases: Sequence[float | None], ratio: float, *, most: float
     measured = [at for at, increase in enumerate(increases) if increase is not None]
     known = {at: max(0.0, float(increases[at] or 0.0)) for at in measured}
     mean = sum(known.values()) / max(1, len(known))
-    weights = {at: 1.0 / max(value, _LOWEST * mean) if mean else 1.0 for at, value in known.items()}
+    weights = {at: 1.0 / max(value / mean, _LOWEST) if mean else 1.0 for at, value in known.items()}
     found = [0.0] * len(increases)
     left, free = ratio * len(measured), set(measured)
     while free:
@@ -107,7 +109,10 @@ def layer_ratios(increases: Sequence[float | None], ratio: float, *, most: float
 
 def _loss(model: Any, batches: torch.Tensor) -> float:
     device = model.get_input_embeddings().weight.device
-    return sum(float(next_token_loss(model, ids[None].to(device))) for ids in batches) / len(batches)
+    found = sum(float(next_token_loss(model, ids[None].to(device))) for ids in batches) / len(batches)
+    if not math.isfinite(found):
+        raise CannotScore("the model's loss on the calibration text is not finite: look at it with gqacheck")
+    return found
 
 
 def _least(blocks: Blocks, layer: LayerAnatomy, share: float, *, heads: bool) -> LayerPlan | None:

@@ -22,6 +22,9 @@ HEADS = ("groups", "queries", "both")
 CALIBRATED = frozenset(("taylor", "wanda", "fluctuation", "least-squares"))
 """Methods that read text."""
 _LLM_PRUNER_RANGE = (3, 31)
+_LAYERS_ALONE = (
+    "--layer_wise looks at no --pruning_ratio, as in LLM-Pruner: whole layers go (--ratio cuts the others too)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Ask:
     ratio: one share, or one for each layer. attention, mlp: ranges of the model's own layers; None takes the
     strategy's, scaled. drop_layers: which, or how many of those that do least. keep_first: of ``--layer_wise``.
     sensitivity: the share of each layer is to be found, ``ratio`` on average. block_wise: LLM-Pruner's ranges where
-    nothing else says any. parameters: share of all parameters to remove, by which ``ratio`` is found.
+    nothing else says any. parameters: share of all parameters to remove, by which ``ratio`` is found. notes: what was
+    said and is not looked at.
     """
 
     strategy: str | None
@@ -86,6 +90,7 @@ class Ask:
     sensitivity: bool = False
     block_wise: bool = False
     parameters: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def method_name(self) -> str:
@@ -173,6 +178,7 @@ def ask_of(given: Mapping[str, Any]) -> Ask:
         sensitivity,
         bool(given.get("block_wise")),
         given.get("parameters"),
+        (_LAYERS_ALONE,) if _layers_alone(given, strategy) and given.get("pruning_ratio") else (),
     )
 
 
@@ -222,8 +228,13 @@ def _method(given: Mapping[str, Any], strategy: str | None) -> tuple[str, str]:
     return chosen, given.get("taylor", TAYLOR[0])
 
 
+def _layers_alone(given: Mapping[str, Any], strategy: object) -> bool:
+    """Whether this is LLM-Pruner's ``--layer_wise``, which looks at no ratio."""
+    return bool(given.get("layer_wise")) and strategy is None and "ratio" not in given
+
+
 def _ratio(given: Mapping[str, Any], strategy: Strategy | None) -> float | tuple[float, ...]:
-    one, other = given.get("ratio"), given.get("pruning_ratio")
+    one, other = given.get("ratio"), None if _layers_alone(given, strategy) else given.get("pruning_ratio")
     if one is not None and other is not None and one != other:
         raise UsageError("--ratio and --pruning_ratio are the same option, and were given with different values")
     ratio = one if one is not None else other

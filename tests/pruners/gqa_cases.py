@@ -77,10 +77,10 @@ class Case:
 
 
 @st.composite
-def cases(draw: Any, families: tuple[str, ...] = FAMILIES) -> Case:
-    """Any of the families at any ratio."""
+def cases(draw: Any, families: tuple[str, ...] = FAMILIES, ratios: tuple[tuple[int, int], ...] = RATIOS) -> Case:
+    """Any of the families at any of the ratios."""
     family = draw(st.sampled_from(families))
-    group, kv = draw(st.sampled_from(RATIOS))
+    group, kv = draw(st.sampled_from(ratios))
     head_dim = draw(st.sampled_from((4, 8)))
     hidden = group * kv * head_dim
     if family in ("qwen3", "gemma2", "mistral") and draw(st.booleans()):
@@ -134,10 +134,16 @@ def plans(draw: Any, shape: ModelShape, *, depth: bool = True) -> PruningPlan:
 
 
 @st.composite
-def planned(draw: Any, families: tuple[str, ...] = FAMILIES, *, depth: bool = True) -> tuple[Case, PruningPlan]:
-    """A model by its case, and a plan for it. The shape is known without any weight."""
-    case = draw(cases(families))
-    return case, draw(plans(shape_of(case), depth=depth))
+def planned(
+    draw: Any,
+    families: tuple[str, ...] = FAMILIES,
+    ratios: tuple[tuple[int, int], ...] = RATIOS,
+    *,
+    depth: bool = True,
+) -> tuple[Case, PruningPlan]:
+    """A model by its case, and a plan that removes something of it. The shape is known without any weight."""
+    case = draw(cases(families, ratios))
+    return case, draw(plans(shape_of(case), depth=depth).filter(lambda plan: not plan.whole))
 
 
 _SHAPES: dict[Case, ModelShape] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from itertools import pairwise
 
@@ -92,6 +93,29 @@ def test_datasets_are_read_from_folders_and_one_that_cannot_be_had_is_one_line(t
     assert "(offline)" in said
     assert "\n" not in said
     assert len(said) < 300
+
+
+def test_what_libraries_say_of_their_retries_and_of_long_texts_is_not_passed_on(monkeypatch, caplog):
+    datasets = pytest.importorskip("datasets")
+
+    def load(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(CalibrationError, match="nobody there"):
+        calibration_text("nobody/nothing")
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 16
+    logging.getLogger("transformers").setLevel(logging.WARNING)
+    calibration_batches(tokenizer, "a b c d " * 100, n_examples=2, seq_len=8)
+    assert caplog.text == ""
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(CalibrationError, match=r"empty\.txt has no text to calibrate on"):
+        calibration_text(str(tmp_path / "empty.txt"))
 
 
 def test_a_dataset_without_the_library_names_the_extra(monkeypatch):

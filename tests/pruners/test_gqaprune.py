@@ -156,7 +156,7 @@ def test_pickle_as_llm_pruner_writes_it_agrees_with_the_folder(
 @pytest.mark.parametrize(
     ("words", "heads", "widths"),
     [
-        (("--layer_wise", "--layer", "2"), [(12, 3)] * 2, [112] * 2),
+        (("--layer_wise", "--layer", "2", "--pruning_ratio", "0.5"), [(12, 3)] * 2, [112] * 2),
         (("--drop-layers", "1", "--num_examples", "2", "--seq-len", "32"), [(12, 3)] * 3, [112] * 3),
         (("--ratio", "0.5", "--heads", "queries", "--method", "random"), [(6, 3)] * 4, [56] * 4),
         (("--ratio", "0.34", "--method", "l2", "--iterative_steps", "2"), [(8, 2)] * 4, [74] * 4),
@@ -228,6 +228,10 @@ def test_broken_parent_is_refused_with_its_first_error(parents: dict[str, Path],
         (("--ratio", "0.2", "--device", "tpu"), 2, "tpu"),
         (("--ratio", "0.2", "--dtype", "int4", "--method", "l2"), 2, "int4"),
         (("--ratio", "0.2", "--ppl", "no.txt@windows-64"), 3, "no.txt"),
+        (("--ratio", "0.2", "--calibration", "empty.txt"), 3, "no text to calibrate on"),
+        (("--ratio", "0.2", "--iterative_steps", "9999999"), 2, "1,000 is the most"),
+        (("--ratio", "0.2", "--method", "l2", "--save-plan", "out"), 2, "are both out"),
+        (("--ratio", "0.2", "--method", "l2", "--save-plan", "base/plan.json"), 2, "is not touched"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
@@ -240,14 +244,35 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "base").symlink_to(parents["llama"])
     other = dissect(AutoModelForCausalLM.from_pretrained(parents["mixtral"])).shape
     (tmp_path / "other.json").write_text(plan_json(PruningPlan.of(other, {}), {}))
     before = sorted(os.listdir(tmp_path))
-    found, out, err = run(parents["llama"], tmp_path / "out", *words)
+    found, out, err = run("base", "out", *words)
     assert (found, out) == (code, ""), err
     assert said in err
     assert err.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == before
+    assert "plan.json" not in os.listdir(parents["llama"])
+
+
+def test_llm_pruner_command_line_that_fails_leaves_no_log_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("--base_model", "nowhere", "--save_ckpt_log_name", "q", "--block_wise")
+    assert (code, err.count("\n"), os.listdir(tmp_path)) == (3, 1, [])
+
+
+def test_parent_without_a_config_is_refused_with_what_is_wrong(parents: dict[str, Path], tmp_path: Path) -> None:
+    weights = AutoModelForCausalLM.from_pretrained(parents["llama"]).state_dict()
+    weights["model.layers.1.self_attn.q_proj.weight"] = weights["model.layers.1.self_attn.q_proj.weight"][:64]
+    torch.save(weights, tmp_path / "weights.bin")
+    code, _, err = run(tmp_path / "weights.bin", tmp_path / "out", "--ratio", 0.2)
+    assert code == 3
+    assert "is broken already: GQA" in err
+    assert len(err.partition("GQA")[2]) > 60
 
 
 def test_place_that_is_taken_is_refused_before_anything_is_read(parents: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gqa_cases import DTYPES, FAMILIES, Case, apart, ids_of, logits_of, planned
+from gqa_cases import DTYPES, FAMILIES, RATIOS, Case, apart, ids_of, logits_of, planned
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -28,34 +28,46 @@ QUICK = {
 }
 TRUE_NOTES = {"GQA011", "GQA405", "GQA406", "GQA407"}
 WITHIN = {"float64": 1e-10, "float32": 1e-3, "bfloat16": 0.2}
-OLMO2_WITHIN = 1e-4
-"""Its norm over all heads is computed in float32 whatever the weights are, and a cut changes the order of its sums."""
+OLMO2_WITHIN = {"float64": 1e-5, "float32": 1e-3, "bfloat16": 0.5}
+"""Its norm over all heads is computed in float32 whatever the weights are, a cut changes the order of its sums, and the
+weight of the reference's norm is scaled, which rounds it once more."""
 
 
 def examples(few: int) -> settings:
-    return settings(max_examples=max(few, N), **QUICK)
+    return settings(max_examples=max(few, N * few // 40), **QUICK)
 
 
-def masked_reference(case: Case, plan: PruningPlan, dtype: torch.dtype) -> torch.Tensor:
-    reference = case.build(dtype)
-    mask_parent(reference, plan.kept())
-    return logits_of(reference)
+@pytest.mark.parametrize("ratio", RATIOS, ids=lambda ratio: f"{ratio[0]}to1x{ratio[1]}")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_of_any_plan_equals_the_masked_parent(family: str, ratio: tuple[int, int]) -> None:
+    """In float64 for every family at every ratio, and often in one of the others."""
+
+    @examples(2)
+    @given(planned((family,), (ratio,)), st.sampled_from((None, "float32", "bfloat16")))
+    def cut_equals_masked(both: tuple[Case, PruningPlan], other: str | None) -> None:
+        case, plan = both
+        note(f"{case}")
+        reference = case.build()
+        child = prune(copy.deepcopy(reference), plan)
+        mask_parent(reference, plan.kept())
+        difference = apart(logits_of(child), logits_of(reference))
+        within = OLMO2_WITHIN if family == "olmo2" else WITHIN
+        assert difference <= within["float64"]
+        if other is None:
+            return
+        reference = case.build(DTYPES[other])
+        child = prune(copy.deepcopy(reference), plan)
+        mask_parent(reference, plan.kept())
+        assert apart(logits_of(child), logits_of(reference)) <= within[other]
+
+    cut_equals_masked()
 
 
-@examples(120)
-@given(planned(), st.sampled_from(sorted(DTYPES)))
-def test_cut_of_any_plan_equals_the_masked_parent(both: tuple[Case, PruningPlan], dtype: str) -> None:
-    case, plan = both
-    note(f"{case}")
-    child = prune(case.build(DTYPES[dtype]), plan)
-    difference = apart(logits_of(child), masked_reference(case, plan, DTYPES[dtype]))
-    assert difference <= (max(WITHIN[dtype], OLMO2_WITHIN) if case.family == "olmo2" else WITHIN[dtype])
-
-
-@examples(60)
-@given(planned())
-def test_cut_of_any_plan_is_sound_and_paired(both: tuple[Case, PruningPlan]) -> None:
-    case, plan = both
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(5)
+@given(data=st.data())
+def test_cut_of_any_plan_is_sound_and_paired(family: str, data: st.DataObject) -> None:
+    case, plan = data.draw(planned((family,)))
     parent = case.build(torch.float32)
     child = prune(copy.deepcopy(parent), plan)
     report = check_model(child, base=parent)

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_ids, tiny_model
 
@@ -16,6 +16,7 @@ from pruners.anatomy import dissect
 from pruners.importance import Importance, magnitude, random_importance, taylor
 from pruners.plan import Costs, LayerShape, ModelShape, PlanError
 from pruners.plan_file import plan_to_json
+from pruners.scores import CannotScore
 from pruners.select import Request, for_parameters, select, select_in_steps
 from pruners.sensitivity import layer_ratios, measure_sensitivity
 from pruners.surgery import prune
@@ -333,13 +334,18 @@ def test_named_and_counted_layers_are_dropped():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"ratio": 1.0}, "pruning ratio is 1.0: it must be at least 0 and below 1"),
+        ({"ratio": 1.0}, "pruning ratio is 1.0: it must be a number of at least 0 and below 1"),
         ({"ratio": -0.1}, "-0.1"),
         ({"ratio": float("nan")}, "nan"),
         ({"ratio": True}, "True"),
         ({"ratio": (0.1, 1.5)}, "1.5"),
+        ({"ratio": "0.2"}, "pruning ratio is '0.2'"),
+        ({"ratio": None}, "pruning ratio is None"),
         ({"mlp_ratio": 2}, "2"),
         ({"attention_layers": (5, 3)}, "attention_layers is 5 to 3"),
+        ({"attention_layers": (3,)}, "two whole numbers"),
+        ({"mlp_layers": (1.5, 2)}, "two whole numbers"),
+        ({"mlp_layers": 5}, "two whole numbers"),
         ({"mlp_layers": (-1, 3)}, "mlp_layers is -1 to 3"),
         ({"heads": "heads"}, "groups, queries, both"),
         ({"scope": "local"}, "uniform, global, isomorphic"),
@@ -360,6 +366,8 @@ def test_requests_that_are_not_for_this_model_are_refused():
         (Request((0.1, 0.2)), "2 ratios were given and the model has 3 layers"),
         (Request(drop_layers=(3,)), "layer 3 is to be dropped, and the model has layers 0-2"),
         (Request(drop_layers=3), "3 layers are to be dropped of 3"),
+        (Request(drop_layers=1.0), "how many, or a list"),
+        (Request(drop_layers=True), "how many, or a list"),
         (Request(drop_layers=1), "give the block influence of all 3"),
     ):
         with pytest.raises(PlanError, match=said):
@@ -440,6 +448,14 @@ def test_sensitivity_finds_the_layer_that_hurts_and_spares_it():
     assert loss - found.base == pytest.approx(found.attention[2], abs=1e-5)
 
 
+def test_sensitivity_of_a_model_whose_loss_is_not_finite_is_refused():
+    model = tiny_model("llama")
+    scores = magnitude(model)
+    model.lm_head.weight.data[:] = torch.inf
+    with pytest.raises(CannotScore, match="not finite"):
+        measure_sensitivity(model, scores, tiny_ids())
+
+
 def test_sensitivity_looks_only_at_what_may_be_cut():
     model, ids = tiny_model("qwen3_next"), tiny_ids(length=8)
     found = measure_sensitivity(model, magnitude(model), ids, Request(attention_layers=(0, 3), mlp_layers=(1, 1)))
@@ -451,6 +467,8 @@ def test_sensitivity_looks_only_at_what_may_be_cut():
     increases=st.lists(st.none() | st.floats(-1, 10), min_size=1, max_size=12),
     ratio=st.floats(0, 0.75),
 )
+@example(increases=[2e-311], ratio=0.2)
+@example(increases=[0.0, 5e-324], ratio=0.2)
 @CASES
 def test_layer_ratios_keep_the_mean_and_never_cut_more_where_it_hurts_more(increases, ratio):
     found = layer_ratios(increases, ratio)
