@@ -189,10 +189,12 @@ class _Scorer:
 def _request(ask: Ask, ranges: tuple[tuple[int, int], tuple[int, int]], drop: tuple[int, ...]) -> Request:
     heads: Any = ask.heads
     scope: Any = ask.scope
+    normalize: Any = ask.normalize
     return Request(
         ratio=0.0 if ask.sensitivity else ask.ratio,
         heads=heads,
         scope=scope,
+        normalize=normalize,
         attention_layers=ranges[0],
         mlp_layers=ranges[1],
         channels_multiple=ask.channels_multiple,

@@ -125,7 +125,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
             Flag("--iterative_steps", "N", "cut in N steps and score anew before each; default 1", _steps),
             Flag("--grouping_strategy", "sum", "only sum: a group is worth what its heads are",
                  one_of("sum", "mean", "max", "prod", "first", "gm")),
-            Flag("--global_pruning", "", "the same as --scope global"),
+            Flag("--global_pruning", "", "--scope global, by the scores as they are and not per parameter"),
             Flag("--num_examples", "N", "calibration examples; default 10", whole_number(1)),
             Flag("--max_seq_len", "N", "window of the perplexity tests", whole_number(16)),
             Flag("--device", "DEVICE", "for scoring and cutting: cpu (default), cuda, cuda:1"),

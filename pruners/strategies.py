@@ -72,7 +72,7 @@ class Ask:
     strategy's, scaled. drop_layers: which, or how many of those that do least. keep_first: of ``--layer_wise``.
     sensitivity: the share of each layer is to be found, ``ratio`` on average. block_wise: LLM-Pruner's ranges where
     nothing else says any. parameters: share of all parameters to remove, by which ``ratio`` is found. notes: what was
-    said and is not looked at.
+    said and is not looked at. normalize: of the ranking (see ``Request``); LLM-Pruner compares scores as they are.
     """
 
     strategy: str | None
@@ -91,6 +91,7 @@ class Ask:
     block_wise: bool = False
     parameters: float | None = None
     notes: tuple[str, ...] = ()
+    normalize: str = "cost"
 
     @property
     def method_name(self) -> str:
@@ -179,6 +180,7 @@ def ask_of(given: Mapping[str, Any]) -> Ask:
         bool(given.get("block_wise")),
         given.get("parameters"),
         (_LAYERS_ALONE,) if _layers_alone(given, strategy) and given.get("pruning_ratio") else (),
+        "raw" if given.get("global_pruning") else "cost",
     )
 
 

@@ -87,3 +87,11 @@ def test_tests_of_llm_pruner_choose_what_is_measured() -> None:
     assert tests(test_before_train=True) == (("smoke",), ())
     assert tests(test_after_train=True, max_seq_len=64) == ((), ("smoke@windows-64",))
     assert tests(ppl=("a.txt", "b.txt@windows-32"), max_seq_len=64) == ((("a.txt@windows-64", "b.txt@windows-32"),) * 2)
+
+
+def test_global_pruning_ranks_scores_as_they_are_and_scope_global_per_parameter() -> None:
+    assert (
+        ask_of({"ratio": 0.2, "global_pruning": True}).scope,
+        ask_of({"ratio": 0.2, "global_pruning": True}).normalize,
+    ) == ("global", "raw")
+    assert ask_of({"ratio": 0.2, "scope": "global"}).normalize == "cost"
