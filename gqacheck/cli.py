@@ -35,10 +35,18 @@ def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr
     """
     argv = sys.argv[1:] if argv is None else argv
     screen = Screen(sys.stdout if stdout is None else stdout, sys.stderr if stderr is None else stderr)
-    return guarded(screen, lambda: _dispatch(argv, screen), "gqacheck CKPT [CKPT ...] [options]")
+    return guarded(screen, lambda: _dispatch(argv, screen), lambda: _usage(argv))
 
 
-def guarded(screen: Screen, work: Callable[[], int], usage: str = "") -> int:
+def _usage(argv: Sequence[str]) -> str:
+    """How the command that was meant is called."""
+    from gqacheck.arguments import COMMANDS
+
+    command = argv[0] if argv and argv[0] in COMMANDS else ""
+    return f"gqacheck {command} {COMMANDS[command][0]}" if command else "gqacheck CKPT [CKPT ...] [options]"
+
+
+def guarded(screen: Screen, work: Callable[[], int], usage: str | Callable[[], str] = "") -> int:
     """The exit code of ``work``; whatever it raises is one complaint on standard error and the code that belongs to it.
 
     usage: what is said on a second line of a command line that makes no sense; "" for nothing.
@@ -47,7 +55,8 @@ def guarded(screen: Screen, work: Callable[[], int], usage: str = "") -> int:
         code = work()
         screen.flush()
     except UsageError as error:
-        screen.complain(f"{error}\nusage: {usage}; {screen.name} --help tells more" if usage else str(error), 2)
+        called = usage() if callable(usage) else usage
+        screen.complain(f"{error}\nusage: {called}; {screen.name} --help tells more" if called else str(error), 2)
         return 2
     except GqacheckError as error:
         screen.complain(str(error), error.exit_code)

@@ -74,10 +74,10 @@ def _dtype(info: TensorInfo, asked: str | None, floating: bool) -> str:
 
 
 def _own_code(folder: str) -> dict[str, str]:
-    """The Python files of a model folder, as text."""
+    """The Python files of a model folder, as text that ``write_beside`` turns into the same bytes again."""
     found: dict[str, str] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.endswith(".py") and entry.is_file() and entry.stat().st_size <= _MAX_CODE:
-            with open(entry.path, encoding="utf-8") as stream:
+            with open(entry.path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
                 found[entry.name] = stream.read()
     return found

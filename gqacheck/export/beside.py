@@ -10,7 +10,7 @@ from typing import Any
 
 from gqacheck.checkpoint import Checkpoint, Container
 from gqacheck.errors import GqacheckError, ReadError
-from gqacheck.formats.model_files import TOKENIZER_FILES, list_folder, read_json
+from gqacheck.formats.model_files import TOKENIZER_FILES, list_folder
 from gqacheck.formats.source import Source
 from gqacheck.text import printable
 
@@ -21,6 +21,7 @@ _TOKENIZER_SET = TOKENIZER_FILES | {
     "tokenizer_config.json",
 }  # fmt: skip
 _PAPERS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "README.md", "USE_POLICY.md")
+_SETTINGS = "tokenizer_config.json"
 _ALWAYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What generation does anyway when nothing is said.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -56,11 +57,29 @@ def write_generation_config(folder: str, checkpoint: Checkpoint, config: Mapping
         notes.append(
             f"generation_config: {', '.join(idle)} left out: nothing samples, and transformers 5 refuses to save it"
         )
+    refused = _refused_settings(kept)
+    if refused:
+        kept = {key: config[key] for key in _ALWAYS if config.get(key) is not None}
+        notes = [f"generation_config: left out but for the special tokens, because transformers refuses it ({refused})"]
     kept["transformers_version"] = transformers.__version__
     with open(os.path.join(folder, "generation_config.json"), "x", encoding="utf-8") as stream:
         json.dump(kept, stream, indent=2, sort_keys=True)
         stream.write("\n")
     return notes
+
+
+def _refused_settings(values: Mapping[str, Any]) -> str:
+    """Why the class of transformers does not take these generation settings, "" when it does."""
+    from transformers import GenerationConfig
+
+    from gqacheck.runtime.configure import one_line
+
+    try:
+        json.dumps(values, sort_keys=True, allow_nan=False)
+        GenerationConfig.from_dict(dict(values))
+    except Exception as error:  # a config class raises whatever it likes
+        return printable(one_line(error))
+    return ""
 
 
 def _says_something(key: str, value: Any) -> bool:
@@ -82,26 +101,28 @@ def write_tokenizer(folder: str, checkpoint: Checkpoint, given: str | None, *, c
     info = checkpoint.tokenizer
     if info is None:
         return "none is stored with the checkpoint"
-    if info.kind == "folder" and (code_too or not _brings_code(info.file)):
-        names = _copy(info.file, folder, _TOKENIZER_SET)
-        _name_for_both(folder)
-        return f"copied ({', '.join(names)})"
+    if info.kind == "folder" and (code_too or not _needs_code(info.file)):
+        return f"copied ({_copy_tokenizer(info.file, folder, code_too=code_too)})"
     from gqacheck.runtime.tokenizer import MissingTokenizer, open_tokenizer
 
     try:
         tokenizer = open_tokenizer(checkpoint)
     except MissingTokenizer as error:
-        return f"none: {printable(str(error).partition(': name ')[0], 300)}"
+        return f"none: {_reason(error)}"
     return save_tokenizer(folder, tokenizer, checkpoint)
+
+
+def _reason(error: GqacheckError) -> str:
+    """What is said of a tokenizer, without the advice to name another."""
+    return printable(str(error).partition(": name ")[0], 300)
 
 
 def _write_given(folder: str, given: str) -> str:
     if os.path.isdir(given):
-        names = _copy(given, folder, _TOKENIZER_SET)
-        if TOKENIZER_FILES.isdisjoint(names):
+        if TOKENIZER_FILES.isdisjoint(list_folder(given).files):
             raise ReadError(f"--tokenizer {printable(given)}: no tokenizer lies in that folder")
-        _name_for_both(folder)
-        return f"copied from {printable(given)} ({', '.join(names)})"
+        if not _needs_code(given):
+            return f"copied from {printable(given)} ({_copy_tokenizer(given, folder)})"
     from gqacheck.runtime.tokenizer import open_tokenizer
 
     tokenizer = open_tokenizer(Checkpoint("", "", "", Container.FOLDER, {}), given)
@@ -114,38 +135,50 @@ def tokenizer_fault(folder: str, checkpoint: Checkpoint, given: str | None, *, o
 
     from gqacheck.runtime.configure import one_line
     from gqacheck.runtime.corpus import SMOKE, load_corpus
-    from gqacheck.runtime.tokenizer import open_tokenizer
+    from gqacheck.runtime.tokenizer import open_tokenizer, pass_on
 
     if TOKENIZER_FILES.isdisjoint(os.listdir(folder)):
         return ""
     try:
         source = open_tokenizer(checkpoint, given)
-    except GqacheckError:
-        return ""  # its files are copied, and nothing here can read them
+    except GqacheckError as error:
+        return f"its files are copied as they are, and nothing here reads them: {_reason(error)}"
     try:
         made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
         for segment in load_corpus(SMOKE).segments:
             if list(made.encode(segment.text)) != list(source.encode(segment.text)):
                 return f"AutoTokenizer reads it as {type(made).__name__} and gives other ids for the built-in text"
-    except Exception as error:  # a third-party tokenizer raises whatever it likes
+    except BaseException as error:  # a third-party tokenizer raises whatever it likes; a panic in Rust is no Exception
+        pass_on(error)
         return f"AutoTokenizer cannot read it: {printable(one_line(error), 200)}"
     return ""
 
 
-def _brings_code(folder: str) -> bool:
-    """Whether the tokenizer in ``folder`` wants Python of that folder to be run."""
-    path = os.path.join(folder, "tokenizer_config.json")
+def _needs_code(folder: str) -> bool:
+    """Whether the tokenizer in ``folder`` is Python of its own; with a tokenizer.json it is all there without."""
+    if os.path.isfile(os.path.join(folder, "tokenizer.json")) or not os.path.isfile(os.path.join(folder, _SETTINGS)):
+        return False
     try:
-        return os.path.isfile(path) and bool(read_json(path)[0].get("auto_map"))
-    except GqacheckError:
+        return bool(_read_settings(folder).get("auto_map"))
+    except (OSError, TypeError, ValueError, RecursionError):
         return False
 
 
-def save_tokenizer(folder: str, tokenizer: Any, checkpoint: Checkpoint | None) -> str:
-    """Writes a tokenizer in memory, recovered from ``checkpoint`` where that is one; what became of it, in a clause."""
+def _copy_tokenizer(folder: str, to: str, *, code_too: bool = False) -> str:
+    """Copies the tokenizer's files; their names, as words."""
+    names = _copy(folder, to, _TOKENIZER_SET)
+    said = _settle_settings(to, code_too=code_too)
+    return ", ".join(names) + said
+
+
+def save_tokenizer(folder: str, tokenizer: Any, checkpoint: Checkpoint | None, *, code_too: bool = False) -> str:
+    """Writes a tokenizer in memory, recovered from ``checkpoint`` where that is one; what became of it, in a clause.
+
+    code_too: it is the caller's own, and so is the Python that it may bring along.
+    """
     from gqacheck.runtime.configure import one_line
     from gqacheck.runtime.quiet import quiet_and_offline
-    from gqacheck.runtime.tokenizer import SentencePieceTokenizer
+    from gqacheck.runtime.tokenizer import SentencePieceTokenizer, pass_on
 
     try:
         with quiet_and_offline():
@@ -155,28 +188,56 @@ def save_tokenizer(folder: str, tokenizer: Any, checkpoint: Checkpoint | None) -
                 info = checkpoint.tokenizer if checkpoint is not None else None
                 tokenizer = fast_tokenizer(tokenizer, info.attributes if info is not None else {})
             tokenizer.save_pretrained(folder)
-        _name_for_both(folder)
+        _settle_settings(folder, code_too=code_too)
     except OSError:
         raise
-    except Exception as error:  # a third-party tokenizer raises whatever it likes; the model is worth having without
+    except BaseException as error:  # as above; the model is worth having without
+        pass_on(error)
         if "os error 28" in str(error):  # the tokenizers library writes for itself
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         for name in os.listdir(folder):
             if name in _TOKENIZER_SET:
                 os.unlink(os.path.join(folder, name))
         return f"none: it cannot be written ({printable(one_line(error), 200)})"
-    return "recovered from the pickle" if checkpoint is not None else "written from --tokenizer"
+    if checkpoint is None or checkpoint.tokenizer is None:
+        return "written from --tokenizer"
+    return f"recovered from the {'folder' if checkpoint.tokenizer.kind == 'folder' else 'pickle'}"
 
 
-def _name_for_both(folder: str) -> None:
-    """Says in the words of transformers 4 what 5 has other words for and reads in either: the class, added tokens."""
-    path = os.path.join(folder, "tokenizer_config.json")
+def _read_settings(folder: str) -> dict[str, Any]:
+    """tokenizer_config.json as transformers reads it: by the same parser, whatever a stricter one says of it.
+
+    Raises:
+        OSError: it is not there.
+        TypeError, ValueError, RecursionError: it is no JSON object.
+    """
+    with open(os.path.join(folder, _SETTINGS), encoding="utf-8") as stream:
+        values = json.load(stream)
+    if not isinstance(values, dict):
+        raise TypeError(_SETTINGS)
+    return values
+
+
+def _settle_settings(folder: str, *, code_too: bool = False) -> str:
+    """Makes the tokenizer_config.json in ``folder`` one that either transformers reads and that leads to no code.
+
+    The class and the added tokens are said in the words of transformers 4, which 5 reads too. ``auto_map`` names Python
+    that would be run, from here or from anywhere, wherever ``trust_remote_code`` is given for the model's sake.
+    Returns what was left out, in a clause.
+    """
+    path = os.path.join(folder, _SETTINGS)
     try:
-        with open(path, encoding="utf-8") as stream:
-            values = json.load(stream)
-        said = dict(values)
-    except (FileNotFoundError, TypeError, ValueError, RecursionError):
-        return  # as it is; whether it can be read is tried and told
+        values = _read_settings(folder)
+    except FileNotFoundError:
+        return ""
+    except (TypeError, ValueError, RecursionError):
+        os.unlink(path)  # what is not understood here must not be understood elsewhere
+        return f"; {_SETTINGS} left out: it is no JSON object"
+    said, left = dict(values), ""
+    if not code_too and said.pop("auto_map", None) is not None:
+        if os.path.exists(os.path.join(folder, "tokenizer.json")):
+            said["tokenizer_class"] = "PreTrainedTokenizerFast"
+        left = "; its own code left out"
     if said.get("tokenizer_class") == "TokenizersBackend":
         said["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(said.get("extra_special_tokens"), list | tuple) and "additional_special_tokens" not in said:
@@ -185,6 +246,7 @@ def _name_for_both(folder: str) -> None:
         with open(path, "w", encoding="utf-8") as written:
             json.dump(said, written, indent=2)
             written.write("\n")
+    return left
 
 
 def write_papers(folder: str, checkpoint: Checkpoint, *, card: bool = True) -> None:

@@ -43,8 +43,10 @@ def raw_values(geometry: Geometry, cls: type[Any], *, tied: bool, own_code: bool
     from gqacheck.runtime.configure import known_keys, measured_values
     from gqacheck.runtime.settle import bias_switches, shared_experts, widths_by_key
 
-    values = {key: value for key, value in measured_values(geometry, cls).items() if not _leads_elsewhere(value)}
     fields = known_keys(cls)
+    stated = measured_values(geometry, cls)
+    # what the class reads is for it to judge: its own default in place of it would be made up
+    values = {key: value for key, value in stated.items() if key in fields or not _leads_elsewhere(value)}
     for ours, theirs in geometry.family.config_keys.items():
         if theirs in fields and ours not in fields:
             values.pop(ours, None)  # its own word for it says what is measured; ours would still say what was

@@ -84,7 +84,9 @@ def choose_form(wanted: Wanted) -> Form:
     except CannotRun as error:
         raise CannotExport(f"{printable(wanted.checkpoint.path)}: {error}") from error
     without = "it cannot be padded" if wanted.pad else "no class can hold it"
-    instead = "without --pad it may do" if wanted.pad else "gqacheck.load_model runs what can be run"
+    instead = (
+        "without --pad it may do" if wanted.pad else "--pad may make it fit; gqacheck.load_model runs what can be run"
+    )
     raise CannotExport(
         f"{printable(wanted.checkpoint.path)}: {without} ({'; '.join(dict.fromkeys(refusals))}); {instead}"
     )
@@ -244,7 +246,7 @@ def _odd_experts(model: Any, dtype: str) -> bool:
 
     size = torch_dtype(dtype).itemsize
     return any(
-        parameter.dim() == 3 and "experts" in name and parameter.shape[-1] * size % _GROUPED_BYTES
+        parameter.dim() == 3 and "experts" in name and any(side * size % _GROUPED_BYTES for side in parameter.shape[1:])
         for name, parameter in model.named_parameters()
     )
 

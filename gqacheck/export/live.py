@@ -17,7 +17,17 @@ from gqacheck.export.beside import save_tokenizer, tokenizer_fault, write_papers
 from gqacheck.export.content import BLOCK, Planned, Stored
 from gqacheck.export.facts import CannotExport, Comparison, ExportReport, Form
 from gqacheck.export.form import Wanted, choose_form
-from gqacheck.export.run import LABEL, ROOM, SHARD, checked_dtype, dtypes_of, quietly, tokenizer_in, write_beside
+from gqacheck.export.run import (
+    LABEL,
+    ROOM,
+    SHARD,
+    checked_dtype,
+    dtypes_of,
+    forced,
+    quietly,
+    tokenizer_in,
+    write_beside,
+)
 from gqacheck.export.source import refuse_unsound
 from gqacheck.export.stream import Progress, parse_size, plan_shards, write_shards
 from gqacheck.export.verify import ALLOWED, SMALL, check_folder, load_report
@@ -173,7 +183,7 @@ def write_model(
         require_space(work, sum(each.nbytes for each in form.tensors) + ROOM, CannotExport, what="the model")
         shards = plan_shards(form.tensors, parse_size(SHARD) if shard_bytes is None else shard_bytes)
         write_shards(folder, shards, progress)
-        notes = [*form.notes, *write_beside(folder, form, checkpoint)]
+        notes = [*form.notes, *forced(before), *write_beside(folder, form, checkpoint)]
         kept, fault = _write_tokenizer(folder, tokenizer, source, own_code=form.way == "own-code")
         notes += [f"tokenizer: {fault}"] if fault else []
         after = check_folder(folder, before, force=force)
@@ -224,7 +234,7 @@ def _write_tokenizer(folder: str, tokenizer: Any, source: Checkpoint | None, *, 
         return said, tokenizer_fault(folder, source, None, own_code=own_code)
     if tokenizer is None:
         return "none was given", ""
-    said = save_tokenizer(folder, tokenizer, None)
+    said = save_tokenizer(folder, tokenizer, None, code_too=True)
     return said if said.startswith("none") else "written", ""
 
 
@@ -236,7 +246,7 @@ def _compare(model: Any, geometry: Geometry, folder: str, form: Form, dtype: str
     """
     from gqacheck.runtime.configure import one_line
     from gqacheck.runtime.trace import first_difference as first
-    from gqacheck.runtime.trace import other_numbers, smoke_ids
+    from gqacheck.runtime.trace import nan_from, other_numbers, smoke_ids
 
     if form.way == "as-stored":
         return Comparison(False, form.why)
@@ -266,7 +276,8 @@ def _compare(model: Any, geometry: Geometry, folder: str, form: Form, dtype: str
     said = other_numbers(ours, theirs)
     if said:
         raise CannotExport(f"what was written is not the model in memory: {said}; nothing was written")
-    return Comparison(True, "", difference, allowed, layer, ids.numel(), name)
+    lost = nan_from(theirs)
+    return Comparison(False, lost) if lost else Comparison(True, "", difference, allowed, layer, ids.numel(), name)
 
 
 def _run_model(model: Any, geometry: Geometry, ids: torch.Tensor, dtype: str | None) -> Any:

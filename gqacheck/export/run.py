@@ -16,7 +16,14 @@ from gqacheck.export.beside import tokenizer_fault, write_generation_config, wri
 from gqacheck.export.facts import CannotExport, Comparison, ExportReport, Form
 from gqacheck.export.form import Wanted, choose_form, main_dtype
 from gqacheck.export.llm_pruner import pickle_like, refuse_beside
-from gqacheck.export.source import Fingerprint, fingerprint, refuse_unsound, tied_to_embedding
+from gqacheck.export.source import (
+    ABOUT_MEANING,
+    Fingerprint,
+    fingerprint,
+    fingerprint_unread,
+    refuse_unsound,
+    tied_to_embedding,
+)
 from gqacheck.export.stream import Progress, parse_size, plan_shards, write_shards
 from gqacheck.export.verify import Side, check_folder, compare, load_report
 from gqacheck.pipeline import Options, check_path
@@ -104,14 +111,17 @@ def export(
     from gqacheck.runtime.run import require_run_extra
 
     require_run_extra("export")
+    unread = fingerprint_unread(asked.path)
     before = check_path(asked.path, asked.options)
     if before.checkpoint is None or before.geometry is None or before.error is not None:
         raise CannotExport(before.error or "the checkpoint cannot be read")
     checkpoint = before.checkpoint
+    marks = fingerprint(checkpoint)
+    _refuse_changed(unread)
     check_destination(asked.out, [_place_of(checkpoint)], label=LABEL, file=like is not None)
     refuse_unsound(before, head_dim_given=head_dim is not None, force=force)
     with workplace(asked.out, CannotExport) as work, quietly(work):
-        return (_carry_out if like is None else _pickle)(asked, before, work, started)
+        return (_carry_out if like is None else _pickle)(asked, before, work, marks, started)
 
 
 def checked_dtype(dtype: str | None) -> str | None:
@@ -126,8 +136,8 @@ def checked_dtype(dtype: str | None) -> str | None:
 def _place_of(checkpoint: Checkpoint) -> str:
     """What must not be written into: the folder, or the single file."""
     files = {info.storage.file for info in checkpoint.tensors.values() if info.storage is not None}
-    alone = len(files) == 1 and checkpoint.container is not Container.FOLDER and not os.path.isdir(checkpoint.path)
-    return next(iter(files)) if alone else checkpoint.root
+    alone = len(files) <= 1 and checkpoint.container is not Container.FOLDER and not os.path.isdir(checkpoint.path)
+    return next(iter(files), checkpoint.path) if alone else checkpoint.root
 
 
 @contextmanager
@@ -142,11 +152,10 @@ def quietly(work: str) -> Iterator[None]:
         yield
 
 
-def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: float) -> ExportReport:
+def _carry_out(asked: _Asked, before: CheckpointReport, work: str, marks: Fingerprint, started: float) -> ExportReport:
     checkpoint, geometry = before.checkpoint, before.geometry
     assert checkpoint is not None
     assert geometry is not None
-    marks = fingerprint(checkpoint)
     tied = tied_to_embedding(checkpoint, geometry)
     form = choose_form(Wanted(checkpoint, geometry, work, tied, asked.dtype, asked.pad))
     require_space(work, sum(each.nbytes for each in form.tensors) + ROOM, CannotExport, what="the export")
@@ -154,7 +163,7 @@ def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: floa
     os.mkdir(folder)
     shards = plan_shards(form.tensors, asked.shard_bytes)
     write_shards(folder, shards, asked.progress)
-    notes = [*form.notes, *write_beside(folder, form, checkpoint)]
+    notes = [*form.notes, *forced(before), *write_beside(folder, form, checkpoint)]
     kept = write_tokenizer(folder, checkpoint, asked.tokenizer, code_too=form.way == "as-stored" and bool(form.code))
     ours = form.way == "own-code"  # nobody else's code is run
     fault = tokenizer_fault(folder, checkpoint, asked.tokenizer, own_code=ours) if form.way != "as-stored" else ""
@@ -187,10 +196,9 @@ def _carry_out(asked: _Asked, before: CheckpointReport, work: str, started: floa
     )
 
 
-def _pickle(asked: _Asked, before: CheckpointReport, work: str, started: float) -> ExportReport:
+def _pickle(asked: _Asked, before: CheckpointReport, work: str, marks: Fingerprint, started: float) -> ExportReport:
     """The way of ``--like llm-pruner``: one file."""
     assert before.checkpoint is not None
-    marks = fingerprint(before.checkpoint)
     file = os.path.join(work, "out.bin")
     made = pickle_like(
         file, before, dtype=asked.dtype, tokenizer=asked.tokenizer, force=asked.force, progress=asked.progress
@@ -209,7 +217,7 @@ def _pickle(asked: _Asked, before: CheckpointReport, work: str, started: float) 
         1,
         (os.path.basename(asked.out),),
         made.tokenizer,
-        made.notes,
+        (*forced(before), *made.notes),
         _cured(before, made.after),
         before,
         made.after,
@@ -229,7 +237,7 @@ def write_beside(folder: str, form: Form, checkpoint: Checkpoint) -> list[str]:
     """Writes config, code, generation settings and papers; sentences on what was changed."""
     _write_json(os.path.join(folder, "config.json"), form.config)
     for name, source in form.code.items():
-        with open(os.path.join(folder, name), "x", encoding="utf-8") as stream:
+        with open(os.path.join(folder, name), "x", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             stream.write(source)
     write_papers(folder, checkpoint)
     return write_generation_config(folder, checkpoint, form.config)
@@ -237,7 +245,7 @@ def write_beside(folder: str, form: Form, checkpoint: Checkpoint) -> list[str]:
 
 def _write_json(path: str, values: Mapping[str, Any]) -> None:
     with open(path, "x", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=2, ensure_ascii=False)
+        json.dump(values, stream, indent=2)  # ASCII: half a surrogate pair, which a pickle may hold, is no UTF-8
         stream.write("\n")
 
 
@@ -292,9 +300,16 @@ def dtypes_of(form: Form) -> str:
     return ", ".join((main, *others))
 
 
+def forced(before: CheckpointReport) -> Iterator[str]:
+    """Sentences on the errors that nobody sees any more in what was written, and that --force let pass."""
+    for finding in before.findings:
+        if finding.severity is Severity.ERROR and finding.code in ABOUT_MEANING:
+            yield f"{finding.code} {finding.message}: exported as it is, because of --force; the export cannot show it"
+
+
 def _cured(before: CheckpointReport, after: CheckpointReport) -> tuple[str, ...]:
-    """Errors of the source that the folder does not have."""
-    left = {finding.code for finding in after.findings}
+    """Errors of the source that the folder does not have; not those that it only hides."""
+    left = {finding.code for finding in after.findings} | ABOUT_MEANING
     return tuple(
         f"{finding.code} {finding.message}"
         for finding in before.findings

@@ -42,6 +42,15 @@ class Fingerprint:
         return ""
 
 
+def fingerprint_unread(path: str) -> Fingerprint:
+    """The file ``path``, or the files in the folder: what is known to be read before anything is."""
+    try:
+        paths = [entry.path for entry in os.scandir(path) if entry.is_file()] if os.path.isdir(path) else [path]
+    except OSError:
+        paths = []  # whoever reads the folder says why not
+    return Fingerprint(tuple((each, *_facts(each)) for each in paths))  # type: ignore[misc]
+
+
 def fingerprint(checkpoint: Checkpoint) -> Fingerprint:
     """The files that hold the tensors, and what lies beside them in a folder."""
     paths = {info.storage.file for info in checkpoint.tensors.values() if info.storage is not None}

@@ -81,6 +81,10 @@ def plan_shards(tensors: Sequence[Planned], max_bytes: int) -> tuple[Shard, ...]
 
 def _aligned(tensors: Sequence[Planned]) -> tuple[Planned, ...]:
     for each in tensors:
+        if each.name == "__metadata__" or any("\ud800" <= c <= "\udfff" for c in each.name):
+            raise CannotExport(
+                f"a stored tensor is called {printable(each.name)}, which safetensors cannot hold: rename it"
+            )
         if each.dtype not in CODES:
             raise CannotExport(
                 f"{printable(each.name)} is stored as {each.dtype}, which safetensors does not have: choose a --dtype"

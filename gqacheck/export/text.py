@@ -67,6 +67,13 @@ def _facts(report: ExportReport) -> Iterator[tuple[str, str]]:
     yield "tokenizer", report.tokenizer
 
 
+def _cast(report: ExportReport) -> str:
+    """What was done to numbers that are not written as they were stored."""
+    source = report.before.checkpoint
+    stored = {info.dtype for info in source.tensors.values()} if source is not None else set()
+    return "" if set(report.dtype.split(", ")) <= stored else f", each of them cast to {report.dtype}"
+
+
 def _verified(report: ExportReport) -> Iterator[Block]:
     for claim in report.after.claims:
         if claim.name == "runtime":
@@ -75,7 +82,9 @@ def _verified(report: ExportReport) -> Iterator[Block]:
         word = "ok" if passed else "FAIL" if claim.state is ClaimState.FAIL else "NOT CHECKED"
         style: Style = "ok" if passed else "error" if claim.state is ClaimState.FAIL else "unknown"
         yield line(f"  {claim.name:<9}", Span(word, style), f"  {claim.reason}" if claim.reason else "")
-    yield line(f"  {'bytes':<9}", Span("ok", "ok"), "  every weight read back and equal to the source's")
+    yield line(
+        f"  {'bytes':<9}", Span("ok", "ok"), f"  every weight read back and equal to the source's{_cast(report)}"
+    )
     comparison = report.comparison
     if not comparison.ran:
         yield line(f"  {'logits':<9}", Span("NOT CHECKED", "unknown"), f"  {comparison.reason}")

@@ -142,7 +142,7 @@ def compare_with(
         CannotExport: it does not run although the source does.
     """
     from gqacheck.runtime.configure import CannotRun, one_line
-    from gqacheck.runtime.trace import first_difference, other_numbers, smoke_ids
+    from gqacheck.runtime.trace import first_difference, nan_from, other_numbers, smoke_ids
 
     rows = source.geometry.embedding.rows if source.geometry.embedding is not None else 0
     ids = smoke_ids(tokenizer, rows, tokens=_TOKENS if is_small(source) else _FEW_TOKENS)
@@ -170,6 +170,9 @@ def compare_with(
     said = other_numbers(ours, theirs) if difference <= ALLOWED else ""
     if said:
         raise CannotExport(f"what was written is not the source's model: {said}; nothing was written")
+    lost = nan_from(theirs) if difference <= ALLOWED else ""
+    if lost:
+        return Comparison(False, lost)
     return Comparison(
         True, kept, difference, ALLOWED, layer, ids.numel(), _computed_in(source, dtype), streamed=not is_small(source)
     )

@@ -6,14 +6,16 @@ Nothing is unpickled, no code from a folder is run, and the hub is never asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gqacheck.checkpoint import Checkpoint, Plain, TokenizerInfo
 from gqacheck.errors import GqacheckError, ReadError
+from gqacheck.formats.model_files import read_json
 from gqacheck.runtime.configure import CannotRun, one_line
 from gqacheck.runtime.tokenizer_bounds import refuse_expansion
+from gqacheck.text import printable
 
 MAX_TOKENIZER_BYTES = 128 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -43,7 +45,7 @@ class TextEncoder:
         try:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         except BaseException as error:  # whatever a third-party tokenizer raises; a panic in Rust is no Exception
-            _pass_on(error)
+            pass_on(error)
             raise ReadError(f"the tokenizer cannot encode the text: {one_line(error)}") from error
 
     def check_ids(self, tokens: Sequence[Sequence[int]], rows: int) -> None:
@@ -71,7 +73,7 @@ def make_encoder(tokenizer: Any) -> TextEncoder:
         with_special = list(tokenizer.encode("a"))
         bare = list(tokenizer.encode("a", add_special_tokens=False))
     except BaseException as error:  # a panic in Rust is no Exception
-        _pass_on(error)
+        pass_on(error)
         raise MissingTokenizer(
             f"the tokenizer of the checkpoint cannot encode ({one_line(error)}): name another with --tokenizer"
         ) from error
@@ -107,7 +109,7 @@ def open_tokenizer(checkpoint: Checkpoint, given: str | None = None) -> Any:
         except MissingTokenizer:
             raise
         except BaseException as error:  # hostile data can make the libraries raise anything
-            _pass_on(error)
+            pass_on(error)
             raise MissingTokenizer(
                 f"the tokenizer of the checkpoint cannot be used ({one_line(error)}): name one with --tokenizer"
             ) from error
@@ -118,7 +120,7 @@ def _open_given(path: str) -> Any:
         if os.path.isdir(path):
             return _from_folder(path, {})
         if not os.path.isfile(path):
-            raise ReadError(f"--tokenizer {path}: no such file or folder")
+            raise ReadError(f"--tokenizer {printable(path)}: no such file or folder")
         data = _read(path, 0, os.path.getsize(path))
         if data.lstrip()[:1] == b"{":  # a sentencepiece model starts with a newline, too
             return _from_json(data.decode("utf-8"), {})
@@ -126,8 +128,10 @@ def _open_given(path: str) -> Any:
     except ReadError:
         raise
     except BaseException as error:  # as above
-        _pass_on(error)
-        raise ReadError(f"--tokenizer {path}: no tokenizer can be made of it: {one_line(error)}") from error
+        pass_on(error)
+        raise ReadError(
+            f"--tokenizer {printable(path)}: no tokenizer can be made of it: {printable(one_line(error))}"
+        ) from error
 
 
 def _recover(info: TokenizerInfo) -> Any:
@@ -148,7 +152,7 @@ def _read(path: str, offset: int, nbytes: int) -> bytes:
         stream.seek(offset)
         data = stream.read(nbytes)
     if len(data) != nbytes:
-        raise ReadError(f"{path} ends inside the tokenizer")
+        raise ReadError(f"{printable(path)} ends inside the tokenizer")
     return data
 
 
@@ -161,18 +165,29 @@ def _from_folder(folder: str, attributes: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except BaseException as error:  # a folder whose class is unknown or remote may still hold the data
-        _pass_on(error)
+        pass_on(error)
+        attributes = attributes or _settings_of(folder)
         for name, make in (("tokenizer.json", None), ("tokenizer.model", _from_sentencepiece)):
             path = os.path.join(folder, name)
             if os.path.isfile(path):
                 data = _read(path, 0, os.path.getsize(path))
                 return make(data, attributes) if make else _from_json(data.decode("utf-8"), attributes)
         raise MissingTokenizer(
-            f"no tokenizer can be read from {folder} ({one_line(error)}): name one with --tokenizer"
+            f"no tokenizer can be read from {printable(folder)} ({one_line(error)}): name one with --tokenizer"
         ) from error
 
 
-def _pass_on(error: BaseException) -> None:
+def _settings_of(folder: str) -> dict[str, Plain]:
+    """What tokenizer_config.json says, a special token by its text."""
+    try:
+        values, _, _ = read_json(os.path.join(folder, "tokenizer_config.json"))
+    except ReadError:
+        return {}
+    return {key: value.get("content") if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def pass_on(error: BaseException) -> None:
+    """Raises ``error`` again when it is not one of a library: somebody wants to leave."""
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         raise error
 

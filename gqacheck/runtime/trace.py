@@ -107,16 +107,33 @@ def _settings(config: Any) -> dict[str, Any]:
 def other_numbers(ours: Trace, theirs: Trace) -> str:
     """The first number or buffer that both models have and that differs, in words; "" when none does."""
     for name, value in ours.numbers.items():
-        if name in theirs.numbers and value != theirs.numbers[name]:
+        if name in theirs.numbers and not _same(value, theirs.numbers[name]):
             return f"{name} is {value} instead of {theirs.numbers[name]}"
     for name, value in ours.settings.items():
-        if name in theirs.settings and value != theirs.settings[name]:
+        if name in theirs.settings and not _same(value, theirs.settings[name]):
             return f"the config's {name} is {value} instead of {theirs.settings[name]}"
     for name, buffer in ours.buffers.items():
         other = theirs.buffers.get(name)
         if other is not None and not torch.equal(buffer.to(other.dtype), other):
             return f"{name} is another one"
     return ""
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether they are equal, or both NaN."""
+    return one == other or (one != one and other != other)
+
+
+def nan_from(made: Trace) -> str:
+    """Where the NaN of its logits begin, in words; "" when there are none. Two that are NaN alike prove nothing."""
+    count = int(made.logits.isnan().sum())
+    if not count:
+        return ""
+    layers = (f"layer {index}" for index, hidden in enumerate(made.hidden) if bool(hidden.isnan().any()))
+    where = (
+        "the embedding" if made.embedded is not None and bool(made.embedded.isnan().any()) else next(layers, "lm_head")
+    )
+    return f"{count:,} of {made.logits.numel():,} logits of the source itself are NaN, from {where} on"
 
 
 def smoke_ids(tokenizer: Any, rows: int, *, tokens: int) -> torch.Tensor:

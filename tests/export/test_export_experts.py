@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from export_cases import assert_equal_answers, exported, save_module
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
-from tiny_surgery import cut_layers
+from tiny_surgery import cut_channels, cut_layers, mlp_widths
 from torch import nn
 
+from gqacheck import export_model
 from gqacheck.export import CannotExport
 
 
@@ -53,3 +55,13 @@ def test_experts_removed_with_their_router_rows_beside_a_stale_config_are_export
     assert (report.way, report.comparison.difference) == ("stock", 0.0)
     assert any(sentence.startswith("GQA305") for sentence in report.cured)
     assert_equal_answers(stranger, model, tmp_path / "out")
+
+
+def test_experts_whose_inner_width_does_not_fit_the_grouped_product_are_run_singly(tmp_path: Path) -> None:
+    model = tiny_model("gpt_oss")  # down_proj is [experts, width, hidden]: the width is not its last size
+    for layer in model.model.layers:
+        cut_channels(layer.mlp, {part: list(range(58)) for part in mlp_widths(layer.mlp)})
+    model.set_experts_implementation("eager")
+    report = export_model(model, tmp_path / "out")
+    assert report.comparison.difference == 0.0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["experts_implementation"] == "eager"

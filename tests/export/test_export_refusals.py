@@ -107,7 +107,7 @@ except GqacheckError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [200_000, 3_000, 100])
+@pytest.mark.parametrize("limit", [200_000, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3_000, 100))])
 def test_a_disk_that_fills_up_leaves_nothing_behind(limit: int, source: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a disk that fills up while the weights, or the config, are written."""
     assert hasattr(resource, "RLIMIT_FSIZE")

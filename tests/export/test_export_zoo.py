@@ -75,7 +75,7 @@ def test_export_of_a_ratio_that_nobody_stated_needs_force(name: str, tmp_path: P
         exported(source, tmp_path / "out")
     report = exported(source, tmp_path / "out", force=True)
     assert report.comparison.difference == 0.0
-    assert any(sentence.startswith(FORCED[name]) for sentence in report.cured)
+    assert any(sentence.startswith(FORCED[name]) for sentence in report.notes)
 
 
 def test_export_of_heads_whose_width_is_disputed_asks_for_it(tmp_path: Path) -> None:

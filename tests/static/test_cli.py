@@ -121,6 +121,19 @@ def test_main_on_nonsense_returns_2_and_complains_on_stderr(argv: list[str]) -> 
     assert "--help" in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        ([], "gqacheck CKPT [CKPT ...] [options]"),
+        (["export"], "gqacheck export CKPT OUT"),
+        (["repair"], "gqacheck repair CKPT [--base PARENT] -o OUT"),
+    ],
+)
+def test_main_on_nonsense_tells_the_usage_of_the_command_that_was_meant(argv: list[str], usage: str) -> None:
+    _, _, complaint = run(*argv)
+    assert f"\nusage: {usage}; " in complaint
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["check", "--help"], ["a.bin", "--help"]])
 def test_main_on_help_teaches_on_stdout(argv: list[str]) -> None:
     code, out, err = run(*argv)
