@@ -168,7 +168,7 @@ def test_plan_says_what_the_masked_parent_keeps() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda found: found.update(schema="gqacheck/pruning-plan/9"), "schema is 'gqacheck/pruning-plan/9'"),
+        (lambda found: found.update(schema="gqacheck/pruning-plan/9"), "schema is gqacheck/pruning-plan/9"),
         (lambda found: found.pop("layers"), "KeyError"),
         (lambda found: found["layers"][1].update(layer=2), "entry 1 is for layer 2"),
         (lambda found: found["layers"][1].update(channels=[0, 99]), "keeps channel 99"),
