@@ -104,9 +104,9 @@ def _quality(name: str) -> Iterator[Row]:
     from pruners.compensate import compensate_biases
     from pruners.importance import taylor, wanda
     from pruners.plan import PruningPlan
-    from pruners.reconstruct import reconstruct
-    from pruners.select import Request, for_parameters, select
+    from pruners.reconstruction import reconstruct
     from pruners.select_by_error import least_squares_error
+    from pruners.selection import Request, for_parameters, select
     from pruners.surgery import prune
     from pruners.truncate import choose_groups_interleaved, keep_first_queries, keep_top_queries_blind_to_groups
 
@@ -315,7 +315,7 @@ def _plan(model: Any) -> Any:
     """A quarter of KV groups and channels, by weights."""
     from pruners.anatomy import dissect
     from pruners.importance import magnitude
-    from pruners.select import Request, select
+    from pruners.selection import Request, select
 
     return select(dissect(model).shape, magnitude(model), Request(0.25)).plan
 
@@ -339,7 +339,7 @@ def _by_graph(model: Any) -> None:
 
 
 def _with_least_squares(model: Any) -> None:
-    from pruners.reconstruct import reconstruct
+    from pruners.reconstruction import reconstruct
     from pruners.surgery import prune
 
     plan = _plan(model)
@@ -365,8 +365,8 @@ def _time_one(method: str, layers: int) -> float:
     """Seconds of CPU of one method on a model that is there already: others on the machine hardly change it."""
     import torch_pruning  # noqa: F401 - loading libraries is nobody's cost
 
-    import pruners.reconstruct
-    import pruners.select  # noqa: F401
+    import pruners.reconstruction
+    import pruners.selection  # noqa: F401
 
     model = _geometry(layers)
     begin = time.process_time()

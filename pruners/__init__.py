@@ -5,15 +5,13 @@
     >>> batches = pruners.calibration_batches(tokenizer, text)
     >>> chosen = pruners.select(shape, pruners.taylor(model, batches), pruners.Request(ratio=0.25))
     >>> pruners.prune(model, chosen.plan)
-    >>> gqacheck.export.export_model(model, "pruned/", tokenizer=tokenizer)
+    >>> gqacheck.export_model(model, "pruned/", tokenizer=tokenizer)
 
 Importing this package imports no torch; the command is ``gqaprune`` (``pruners.cli``).
 """
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,10 +31,10 @@ if TYPE_CHECKING:
     )
     from pruners.plan import KvGroup, LayerPlan, LayerShape, ModelShape, PlanError, PruningPlan, whole_groups
     from pruners.plan_file import plan_from_json, plan_to_json, read_plan
-    from pruners.reconstruct import reconstruct
+    from pruners.reconstruction import reconstruct
     from pruners.request import Request, Selection
-    from pruners.select import for_parameters, select, select_in_steps
     from pruners.select_by_error import least_squares_error
+    from pruners.selection import for_parameters, select, select_in_steps
     from pruners.surgery import prune
 
 _LAZY = {
@@ -65,12 +63,12 @@ _LAZY = {
     "plan_to_json": "plan_file",
     "read_plan": "plan_file",
     "compensate_biases": "compensate",
-    "reconstruct": "reconstruct",
+    "reconstruct": "reconstruction",
     "Request": "request",
     "Selection": "request",
-    "for_parameters": "select",
-    "select": "select",
-    "select_in_steps": "select",
+    "for_parameters": "selection",
+    "select": "selection",
+    "select_in_steps": "selection",
     "least_squares_error": "select_by_error",
     "prune": "surgery",
 }
@@ -129,17 +127,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """A package whose functions may be called as their modules are, like ``select`` of ``pruners.select``.
-
-    Importing a module binds it to its package; here that name stays the function's.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _LAZY and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -58,7 +58,7 @@ def wanda(model: Any, batches: torch.Tensor) -> Importance:
     over the structure that goes. Experts are measured over all tokens, so that a rarely used one scores less.
 
     Raises:
-        CannotPrune, CannotScore, CalibrationError: as ``pruners.taylor.taylor``.
+        CannotPrune, CannotScore, CalibrationError: as ``pruners.gradients.taylor``.
     """
     return _by_inputs(
         model,
@@ -75,7 +75,7 @@ def fluctuation(model: Any, batches: torch.Tensor) -> Importance:
     An et al., Fluctuation-based Adaptive Structured Pruning (FLAP): what varies little can be replaced by a bias.
 
     Raises:
-        CannotPrune, CannotScore, CalibrationError: as ``pruners.taylor.taylor``.
+        CannotPrune, CannotScore, CalibrationError: as ``pruners.gradients.taylor``.
     """
     return _by_inputs(
         model,
@@ -93,7 +93,7 @@ def block_influence(model: Any, batches: torch.Tensor) -> torch.Tensor:
     Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect.
 
     Raises:
-        CannotPrune, CalibrationError: as ``pruners.taylor.taylor``.
+        CannotPrune, CalibrationError: as ``pruners.gradients.taylor``.
     """
     anatomy = dissect(model)
     require_batches(model, batches)

@@ -19,8 +19,8 @@ from pruners.order import Order
 from pruners.plan import ModelShape, PruningPlan
 from pruners.request import Request
 from pruners.save import Progress
-from pruners.select import for_parameters, select, select_in_steps
 from pruners.select_by_error import least_squares_error
+from pruners.selection import for_parameters, select, select_in_steps
 from pruners.sensitivity import measure_sensitivity
 from pruners.strategies import CALIBRATED, Ask
 

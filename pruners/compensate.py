@@ -11,7 +11,7 @@ from pruners.activations import observe_inputs
 from pruners.anatomy import dissect
 from pruners.calibration import require_batches
 from pruners.plan import LayerPlan, PruningPlan
-from pruners.reconstruct import projections, require_child
+from pruners.reconstruction import projections, require_child
 
 
 @torch.no_grad()

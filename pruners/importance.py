@@ -12,9 +12,9 @@ import torch
 
 from pruners.activations import block_influence, fluctuation, wanda
 from pruners.anatomy import LayerAnatomy, Lines, dissect
+from pruners.gradients import TAYLOR_KINDS, taylor
 from pruners.plan import ModelShape
 from pruners.scores import CannotScore, Importance, by_part, gather, require_weights
-from pruners.taylor import TAYLOR_KINDS, taylor
 
 __all__ = [
     "TAYLOR_KINDS",

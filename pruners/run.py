@@ -30,7 +30,7 @@ from pruners.choose import Found, Text, calibrate, choose, same_text, text_words
 from pruners.order import Order
 from pruners.plan import PruningPlan
 from pruners.plan_file import read_plan
-from pruners.reconstruct import reconstruct
+from pruners.reconstruction import reconstruct
 from pruners.save import LABEL, PLAN_LABEL, Progress, Saved, save_plan, save_pruned, stored_dtype
 from pruners.surgery import prune
 

@@ -24,7 +24,7 @@ from pruners.layerwise import Stream, watching
 from pruners.normal_equations import NormalEquations
 from pruners.plan import ExpertName
 from pruners.quiet import in_eval_mode
-from pruners.reconstruct import Role, projections
+from pruners.reconstruction import Role, projections
 from pruners.scores import CannotScore, Importance, require_weights
 
 __all__ = ["least_squares_error"]
@@ -46,7 +46,7 @@ def least_squares_error(model: Any, batches: torch.Tensor, *, batch_size: int = 
     largest projection of K columns. Time: two forward passes, a backward one, and K³ per projection.
 
     Raises:
-        CannotPrune, CannotScore, CalibrationError: as ``pruners.taylor.taylor``.
+        CannotPrune, CannotScore, CalibrationError: as ``pruners.gradients.taylor``.
     """
     anatomy = dissect(model)
     require_weights(model, anatomy)

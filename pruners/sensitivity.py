@@ -17,11 +17,11 @@ import torch
 from pruners.anatomy import LayerAnatomy, dissect
 from pruners.blocks import Blocks, blocks_of, nearest_index
 from pruners.calibration import require_batches
+from pruners.gradients import next_token_loss
 from pruners.plan import LayerPlan, PlanError
 from pruners.quiet import in_eval_mode
 from pruners.request import Request
 from pruners.scores import CannotScore, Importance, scored_lines
-from pruners.taylor import next_token_loss
 
 _LOWEST = 0.05  # of the mean increase: a layer that hardly hurts, or by chance helps, is not taken for free
 

@@ -23,7 +23,7 @@ from pruners.importance import (
     taylor,
     wanda,
 )
-from pruners.select import Request, select
+from pruners.selection import Request, select
 
 HEADS, KV, WIDTH = 12, 3, 8  # of the tiny models
 GROUP = HEADS // KV

@@ -19,7 +19,7 @@ from pruners.calibration import CalibrationError, calibration_batches
 from pruners.compensate import compensate_biases
 from pruners.normal_equations import NormalEquations
 from pruners.plan import LayerPlan, PlanError, PruningPlan, whole_groups
-from pruners.reconstruct import Reconstruction, reconstruct
+from pruners.reconstruction import Reconstruction, reconstruct
 from pruners.surgery import prune
 
 # o_proj or down_proj feeds a norm before the stream: the block's own output is the target
@@ -194,7 +194,7 @@ def test_what_is_held_out_prefers_no_change_to_noise() -> None:
     for number in range(4):
         x = torch.randn(10, module.in_features, generator=generator)
         sums.add(x, torch.randn(10, module.out_features, generator=generator), held_out=number == 3)
-    from pruners.reconstruct import _settle
+    from pruners.reconstruction import _settle
 
     before = module.weight.data.clone()
     ridge, start, end = _settle(module, sums, (1e-6, 1e-5), 1.0)

@@ -17,7 +17,7 @@ from pruners.importance import Importance, magnitude, random_importance, taylor
 from pruners.plan import Costs, LayerShape, ModelShape, PlanError
 from pruners.plan_file import plan_to_json
 from pruners.scores import CannotScore
-from pruners.select import Request, for_parameters, select, select_in_steps
+from pruners.selection import Request, for_parameters, select, select_in_steps
 from pruners.sensitivity import layer_ratios, measure_sensitivity
 from pruners.surgery import prune
 

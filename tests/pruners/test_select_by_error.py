@@ -11,8 +11,8 @@ from tiny_models import tiny_model
 
 from pruners.anatomy import dissect
 from pruners.scores import CannotScore
-from pruners.select import Request, select
 from pruners.select_by_error import _RIDGE, costs_in_turn, least_squares_error
+from pruners.selection import Request, select
 
 
 def rows_of(n_rows: int, columns: int, seed: int = 0) -> torch.Tensor:

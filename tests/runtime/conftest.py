@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from quiet_models import IGNORED, quiet_and_few_threads
 
-collect_ignore_glob = [] if find_spec("torch") and find_spec("transformers") else ["test_*.py"]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quiet_and_few_threads() -> Iterator[None]:
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
-    logging.disable_progress_bar()
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    yield
-    logging.set_verbosity(level)
+__all__ = ["quiet_and_few_threads"]  # a fixture of every test here
+collect_ignore_glob = IGNORED
 
 
 @pytest.fixture
