@@ -183,20 +183,19 @@ def test_share_of_all_parameters_is_met_as_nearly_as_the_layers_allow(parents: d
     assert read_plan(tmp_path / "out" / "pruning_plan.json").share_removed == pytest.approx(0.174, abs=0.01)
 
 
-def test_found_shares_per_layer_and_a_refit_are_carried_out(parents: dict[str, Path], tmp_path: Path) -> None:
+def test_found_shares_per_layer_and_a_refit_are_carried_out(tmp_path: Path) -> None:
     out, text = tmp_path / "out", tmp_path / "text.txt"
     text.write_text((ROOT / "fixtures" / "heldout.txt").read_text()[:3000])
-    code, said, _ = run(
-        parents["llama"], out, "--strategy", "per-layer", "--ratio", 0.3, "--num_examples", 4, "--seq-len", 32,
-        "--reconstruct", "--dtype", "bfloat16", "--ppl", text, "--calibration", text, "--max_seq_len", 64, "--force",
+    said = pruned(
+        ROOT / "fixtures" / "llama-32x8", out, "--strategy", "per-layer", "--ratio", 0.3, "--num_examples", 4,
+        "--seq-len", 32, "--reconstruct", "--dtype", "float32", "--ppl", text, "--calibration", text, "--max_seq_len", 64,
     )  # fmt: skip
     assert "refitted" in said
     assert "which the cut was chosen by" in said
-    # random weights stand at the line of GQA703: on which side parent and child fall is rounding's choice
-    assert (code == 1) == ("GQA703" in said and "GQA703 is true of" not in said), said
+    assert "GQA703" not in said
     assert "windows-64" in said
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
 
 
 def broken(parent: Path, folder: Path) -> Path:
