@@ -188,7 +188,8 @@ def test_found_shares_per_layer_and_a_refit_are_carried_out(tmp_path: Path) -> N
     text.write_text((ROOT / "fixtures" / "heldout.txt").read_text()[:3000])
     said = pruned(
         ROOT / "fixtures" / "llama-32x8", out, "--strategy", "per-layer", "--ratio", 0.3, "--num_examples", 4,
-        "--seq-len", 32, "--reconstruct", "--dtype", "float32", "--ppl", text, "--calibration", text, "--max_seq_len", 64,
+        "--seq-len", 32, "--reconstruct", "--dtype", "float32", "--ppl", text, "--calibration", text,
+        "--max_seq_len", 64,
     )  # fmt: skip
     assert "refitted" in said
     assert "which the cut was chosen by" in said
