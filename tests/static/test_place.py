@@ -80,6 +80,8 @@ def test_a_file_that_cannot_be_read_or_written_is_one_sentence_and_nothing_stays
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_process_told_to_leave_tidies_up_first(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored from the start, and stays so
+
     def write_half() -> None:
         with place.workplace(f"{tmp_path}/out", ReadError) as work:
             Path(work, "half").write_text("half")
@@ -87,8 +89,12 @@ def test_a_process_told_to_leave_tidies_up_first(number: signal.Signals, tmp_pat
             assert signal.getsignal(number) is not signal.SIG_DFL
             signal.raise_signal(number)
 
-    with pytest.raises(SystemExit) as caught:
-        write_half()
+    try:
+        with pytest.raises(SystemExit) as caught:
+            write_half()
+        after = signal.getsignal(number)
+    finally:
+        signal.signal(number, before)
     assert caught.value.code == 128 + number
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(number) is signal.SIG_DFL
+    assert after is signal.SIG_DFL
