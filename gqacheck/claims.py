@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from gqacheck.geometry.facts import Geometry, Layer, RuntimeFacts, Subject
+from gqacheck.geometry.facts import Geometry, Layer, Subject
 from gqacheck.geometry.origins import NOWHERE, LayerOrigin, Lineage
+from gqacheck.geometry.outcomes import RuntimeFacts
 from gqacheck.result import ClaimResult, ClaimState
 from gqacheck.rules.heads import full_layers, is_guess
 from gqacheck.rules.origins import needs_lineage, undecided, undecided_mlp

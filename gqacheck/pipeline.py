@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.claims import REQUIRABLE, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError
-from gqacheck.geometry.facts import Expectations, Geometry, RuntimeFacts, Subject
+from gqacheck.geometry.facts import Expectations, Geometry, Subject
 from gqacheck.geometry.origins import Lineage, PairingFit
+from gqacheck.geometry.outcomes import RuntimeFacts
 from gqacheck.result import CheckpointReport, Verdict
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, choose_rules, run_rules

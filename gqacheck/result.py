@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gqacheck.checkpoint import Checkpoint
-from gqacheck.geometry.facts import Geometry, RuntimeFacts
+from gqacheck.geometry.facts import Geometry
 from gqacheck.geometry.origins import Lineage, PairingFit
+from gqacheck.geometry.outcomes import RuntimeFacts
 from gqacheck.rules.rule import Finding, Skipped
 
 

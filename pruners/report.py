@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gqacheck.export.facts import Form
-from gqacheck.geometry.facts import Perplexity
+from gqacheck.geometry.outcomes import Perplexity
 from gqacheck.report.document import Block, Grid, Span, Style, line
 from gqacheck.report.words import bytes_words, layer_ranges, scaled, seconds_words
 from gqacheck.result import ClaimState

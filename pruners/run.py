@@ -16,7 +16,7 @@ import torch
 from gqacheck import __version__
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import UsageError
-from gqacheck.geometry.facts import Perplexity
+from gqacheck.geometry.outcomes import Perplexity
 from gqacheck.pipeline import Options, check_path
 from gqacheck.place import check_destination
 from gqacheck.result import CheckpointReport

@@ -13,6 +13,7 @@ from typing import Literal
 from gqacheck.checkpoint import Checkpoint, ConfigInfo, Container, ModuleInfo, Plain
 from gqacheck.geometry.families import Family
 from gqacheck.geometry.origins import Lineage, PairingFit
+from gqacheck.geometry.outcomes import RuntimeFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,81 +280,3 @@ class Subject:
         if self.geometry.config_source is None:
             return None
         return ConfigInfo(self.geometry.config, self.geometry.config_source)
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentLoss:
-    """Token-weighted negative log-likelihood of one segment of a corpus, in nats per token.
-
-    unigram_nll: what an out-of-sample unigram model of the same text pays per token. windows: mean NLL per window.
-    nll may be NaN or infinite; the rules say so.
-    """
-
-    name: str
-    nll: float
-    tokens: int
-    unigram_nll: float
-    uniform_nll: float
-    window_nlls: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Perplexity:
-    """One perplexity with everything that makes it comparable. ``value`` and ``stderr`` are in perplexity units."""
-
-    corpus: str
-    protocol: str
-    fingerprint: str
-    value: float
-    stderr: float | None
-    tokens: int
-    windows: int
-    complete: bool
-    vocab_size: int
-    segments: tuple[SegmentLoss, ...] = ()
-    seconds: float = 0.0
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Counterfactual:
-    """Where a perplexity comes from, on one corpus: the parent, the parent with the child's missing heads and channels
-    masked, and the child; same windows for all three.
-
-    verdict: ``pairing`` (the masked parent is fine, so the rest is wrong pairing), ``over-pruned`` (the masked parent
-    is as bad as the child), ``loader`` (the masked parent is fine and the pairing too: shapes, attributes or the
-    loader), ``base-broken`` (the parent itself is), ``fine`` (the child is about as good as the masked parent).
-    partial: some of the child's parts could not be masked in the parent; ``note`` says which.
-    """
-
-    corpus: str
-    protocol: str
-    base: float
-    masked: float
-    child: float
-    tokens: int
-    windows: int
-    verdict: Literal["pairing", "over-pruned", "loader", "base-broken", "fine"]
-    partial: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeFacts:
-    """What happened when the model was rebuilt and run.
-
-    failure: one sentence, with the stage that failed (``rebuild``, ``tokenizer``, ``forward``) in failure_stage.
-    non_finite: number of logits that were NaN or Inf, of logits_seen. counterfactuals: one per corpus, when --base
-    was given and there was something to explain.
-    """
-
-    perplexities: tuple[Perplexity, ...] = ()
-    failure: str | None = None
-    failure_stage: str | None = None
-    non_finite: int = 0
-    logits_seen: int = 0
-    notes: tuple[str, ...] = ()
-    device: str = "cpu"
-    dtype: str = "float32"
-    seconds: float = 0.0
-    counterfactuals: tuple[Counterfactual, ...] = ()

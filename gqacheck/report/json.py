@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gqacheck.geometry.facts import Counterfactual, Geometry, Layer, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.geometry.facts import Geometry, Layer
 from gqacheck.geometry.origins import PairingFit
+from gqacheck.geometry.outcomes import Counterfactual, Perplexity, RuntimeFacts, SegmentLoss
 from gqacheck.report.lineage_json import lineage_data
 from gqacheck.report.words import layers_words
 from gqacheck.result import CheckpointReport, Report

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gqacheck.geometry.facts import Perplexity
+from gqacheck.geometry.outcomes import Perplexity
 from gqacheck.report.document import Block, Line, Span, Style, line, plain
 from gqacheck.report.findings import finding_blocks, headline
 from gqacheck.report.head_map import MAP_CODES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gqacheck.geometry.facts import Counterfactual, RuntimeFacts
+from gqacheck.geometry.outcomes import Counterfactual, RuntimeFacts
 from gqacheck.report.document import Block, Span, line
 from gqacheck.report.words import plural
 from gqacheck.rules.runtime import perplexity_text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gqacheck.geometry.facts import Perplexity, SegmentLoss, Subject
+from gqacheck.geometry.facts import Subject
+from gqacheck.geometry.outcomes import Perplexity, SegmentLoss
 from gqacheck.rules.rule import Quantity, Rule, Severity, Violation
 from gqacheck.text import printable
 

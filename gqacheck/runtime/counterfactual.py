@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gqacheck.errors import GqacheckError, UsageError
-from gqacheck.geometry.facts import Counterfactual, Perplexity, Subject
+from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.origins import Lineage
+from gqacheck.geometry.outcomes import Counterfactual, Perplexity
 from gqacheck.rules.runtime import perplexity_text
 from gqacheck.runtime.verdict import Runs, all_exact, judge, line_up, remarks, tokens_of, undecided, value_of
 from gqacheck.text import printable

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from gqacheck.errors import ReadError
-from gqacheck.geometry.facts import Perplexity, SegmentLoss
+from gqacheck.geometry.outcomes import Perplexity, SegmentLoss
 from gqacheck.runtime.corpus import Corpus
 from gqacheck.runtime.tokenizer import TextEncoder
 from gqacheck.runtime.unigram import unigram_nll

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError
-from gqacheck.geometry.facts import Geometry, Perplexity, RuntimeFacts
+from gqacheck.geometry.facts import Geometry
+from gqacheck.geometry.outcomes import Perplexity, RuntimeFacts
 
 if TYPE_CHECKING:
     import torch

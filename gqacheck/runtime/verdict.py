@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from gqacheck.geometry.facts import Perplexity, RuntimeFacts, Subject
+from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.origins import NOWHERE, Channels, Heads, Lineage
+from gqacheck.geometry.outcomes import Perplexity, RuntimeFacts
 from gqacheck.rules.runtime import ppl_broken
 from gqacheck.text import printable_list
 

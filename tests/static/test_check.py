@@ -25,7 +25,8 @@ from report_samples import (
 )
 
 from gqacheck.errors import GqacheckError, MissingDependency, ReadError, UsageError
-from gqacheck.geometry.facts import Geometry, RuntimeFacts, Subject
+from gqacheck.geometry.facts import Geometry, Subject
+from gqacheck.geometry.outcomes import RuntimeFacts
 from gqacheck.pipeline import UNRUNNABLE, Options, UnsoundModelError, assert_sound, check, check_model, check_path
 from gqacheck.result import CheckpointReport, ClaimState, Verdict
 from gqacheck.rules.rule import Rule, Severity, Violation

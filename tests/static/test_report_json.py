@@ -25,7 +25,7 @@ from report_samples import (
     unreadable,
 )
 
-from gqacheck.geometry.facts import SegmentLoss
+from gqacheck.geometry.outcomes import SegmentLoss
 from gqacheck.report.json import render_json, schema
 from gqacheck.report.text import render_text
 from gqacheck.result import CheckpointReport, Report, Verdict

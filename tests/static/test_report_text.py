@@ -25,7 +25,8 @@ from report_samples import (
     unreadable,
 )
 
-from gqacheck.geometry.facts import Attention, Mlp, SegmentLoss
+from gqacheck.geometry.facts import Attention, Mlp
+from gqacheck.geometry.outcomes import SegmentLoss
 from gqacheck.report.document import Block, Grid, line, plain
 from gqacheck.report.table import layer_grid
 from gqacheck.report.terminal import render_terminal

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from harness import Case, Cases, Make, cases, fires, silent, skips
 
-from gqacheck.geometry.facts import Perplexity, RuntimeFacts, SegmentLoss, Subject
+from gqacheck.geometry.facts import Subject
+from gqacheck.geometry.outcomes import Perplexity, RuntimeFacts, SegmentLoss
 from gqacheck.rules.runtime import perplexity_text
 from gqacheck.testing.sketch import sketch_llama
 

@@ -10,9 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gqacheck.formats import open_checkpoint
-from gqacheck.geometry.facts import Perplexity, SegmentLoss, Subject
+from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.measure import measure
 from gqacheck.geometry.origins import Heads, LayerOrigin, Lineage, Origin
+from gqacheck.geometry.outcomes import Perplexity, SegmentLoss
 from gqacheck.runtime.verdict import (
     ALIKE,
     HURT,
