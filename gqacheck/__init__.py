@@ -13,18 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gqacheck.api import assert_sound, check, check_model
     from gqacheck.export.live import export_model
     from gqacheck.formats import open_checkpoint
-    from gqacheck.pipeline import assert_sound, check, check_model
     from gqacheck.runtime.load import load_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "assert_sound", "check", "check_model", "export_model", "load_model", "open_checkpoint"]
 
 _LAZY = {
-    "check": "gqacheck.pipeline",
-    "check_model": "gqacheck.pipeline",
-    "assert_sound": "gqacheck.pipeline",
+    "check": "gqacheck.api",
+    "check_model": "gqacheck.api",
+    "assert_sound": "gqacheck.api",
     "open_checkpoint": "gqacheck.formats",
     "load_model": "gqacheck.runtime.load",
     "export_model": "gqacheck.export.live",

@@ -9,8 +9,8 @@ from typing import Any
 
 from gqacheck.errors import UsageError
 from gqacheck.flags import ALIASES, COMMAND_FLAGS, GROUPS, Flag, suggestion
+from gqacheck.runtime.corpora.asked import NAMED, SMOKE, split_asked
 
-CORPORA = ("smoke",)
 CHECKPOINT_SUFFIXES = (
     ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".pkl", ".pickle", ".onnx", ".h5", ".npz", ".tar", ".zip",
     ".index.json",
@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "a sound copy: heads beside their own KV head, attributes, config",
     ),
     "export": ("CKPT OUT", "a folder of safetensors that plain transformers loads, out of any file, verified"),
+    "generate": ("CKPT --prompt TEXT", "writes what the checkpoint says after a prompt, as it says it"),
     "explain": ("CODE", "what a rule checks, why it matters and how to fix it; CODE is GQA104 or q-kv-indivisible"),
     "rules": ("[--format text|json]", "all rules with their severities"),
     "demo": ("[FOLDER]", "writes a tiny parent, a broken and a healthy child, and checks them"),
@@ -65,6 +66,15 @@ Nothing of a pickle is executed, and weights are streamed. Where layers differ i
 modelling file to read, and loads with trust_remote_code=True; --pad adds zeros instead, and says what they cost.
 Before OUT appears it is checked and loaded, and its logits are compared with CKPT's. Exit codes: 0 written; 2 usage;
 3 cannot be exported, and nothing was written.
+"""
+_GENERATE_HELP = """
+examples
+  gqacheck generate pytorch_model.bin --prompt "The river"            sampled: nucleus 0.95, temperature 1, seed 0
+  gqacheck generate model/ --prompt "The river" --greedy --max-new-tokens 40
+
+Standard output is the new text alone, without the prompt; why it ended is said on standard error. No repetition
+penalty, and no settings of the checkpoint but its EOS: the text is the model's own. Exit codes: 0 written; 2 usage; 3
+cannot be run.
 """
 
 
@@ -113,7 +123,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             continue
         if not equals:
             if name == "--ppl" and not _is_corpus(rest, i, words):
-                value = CORPORA[0]
+                value = SMOKE
             elif i < len(rest):
                 value = rest[i]
                 i += 1
@@ -152,10 +162,10 @@ def _is_corpus(rest: Sequence[str], i: int, before: Sequence[str]) -> bool:
     if i >= len(rest) or rest[i].startswith("-"):
         return False
     word = rest[i]
-    name = word.partition("@")[0]
-    if name in CORPORA or _is_text_file(word) or _is_text_file(name):
+    parts = split_asked(word)
+    if parts.prefix or parts.target in (SMOKE, *NAMED) or _is_text_file(parts.target):
         return True
-    if not os.path.exists(word) and not word.lower().endswith(CHECKPOINT_SUFFIXES):
+    if not os.path.exists(parts.target) and not parts.target.lower().endswith(CHECKPOINT_SUFFIXES):
         others = before or [later for later in rest[i + 1 :] if not later.startswith("-")]
         if others:
             return True  # no such file: it will be reported as a corpus that is not available
@@ -168,7 +178,7 @@ def _is_corpus(rest: Sequence[str], i: int, before: Sequence[str]) -> bool:
 
 
 def _is_text_file(path: str) -> bool:
-    """Whether ``path`` is a file of readable text, and not a checkpoint by its name or its first bytes."""
+    """Whether ``path`` is a file of text or of rows, and not a checkpoint by its name or its first bytes."""
     if path.lower().endswith(CHECKPOINT_SUFFIXES) or not os.path.isfile(path):
         return False
     try:
@@ -176,6 +186,8 @@ def _is_text_file(path: str) -> bool:
             head = stream.read(4096)
     except OSError:
         return False
+    if head.startswith((b"PAR1", b"\x1f\x8b")) and path.lower().endswith((".parquet", ".gz")):
+        return True
     if b"\0" in head or head.startswith(b"version https://git-lfs"):
         return False
     try:
@@ -189,7 +201,7 @@ def help_text(command: str | None) -> str:
     """The help of one command; of all of them for None."""
     if command is not None and command != "check":
         usage, sentence = COMMANDS[command]
-        more = {"repair": _REPAIR_HELP, "export": _EXPORT_HELP}.get(command, "")
+        more = {"repair": _REPAIR_HELP, "export": _EXPORT_HELP, "generate": _GENERATE_HELP}.get(command, "")
         return f"usage: gqacheck {command} {usage}\n\n{sentence}\n\noptions\n{_rows(COMMAND_FLAGS[command])}{more}"
     parts = [
         "usage: gqacheck CKPT [CKPT ...] [options]\n",

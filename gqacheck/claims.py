@@ -15,8 +15,8 @@ from gqacheck.rules.run import NEEDS_REPAIR, NEEDS_SELECTION
 from gqacheck.rules.suspect import fit_words
 from gqacheck.text import printable
 
-REQUIRABLE = ("shapes", "pairing", "runtime", "ppl")
-"""What ``--require`` may insist on: the claims, and ``ppl`` for a perplexity that was really measured."""
+REQUIRABLE = ("shapes", "pairing", "runtime", "ppl", "generation", "consistency")
+"""What ``--require`` may insist on: the claims, and parts of the last: what was really measured, sampled, compared."""
 NO_PROOF = frozenset(("GQA504",))
 """Pairing rules that can cast doubt and never settle anything."""
 
@@ -245,9 +245,30 @@ def runtime_claim(
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, "not asked for (--ppl runs the model)")
     if problem:
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, problem)
-    if facts is None or not facts.perplexities or not n_rules:
-        return ClaimResult("runtime", ClaimState.NOT_CHECKED, "no runtime rule judged a perplexity")
-    return ClaimResult("runtime", ClaimState.PASS, "", n_rules)
+    if facts is None or not n_rules:
+        return ClaimResult("runtime", ClaimState.NOT_CHECKED, "no runtime rule judged what it did")
+    wanted = facts.asked or frozenset(("ppl",))
+    missing = [name for name in PARTS if name in wanted and not measured(facts, name)]
+    if missing:
+        return ClaimResult("runtime", ClaimState.NOT_CHECKED, f"not measured: {', '.join(missing)}", n_rules)
+    not_run = [PARTS[name] for name in PARTS if name not in facts.asked]
+    said = f"not run: {', '.join(not_run)} (--all-runtime)" if not_run and facts.asked else ""
+    return ClaimResult("runtime", ClaimState.PASS, said, n_rules)
+
+
+PARTS = {"ppl": "perplexity", "generation": "generation", "consistency": "consistency"}
+"""What a run can consist of, by the name that ``--require`` has for it."""
+
+
+def measured(facts: RuntimeFacts | None, name: str) -> bool:
+    """Whether a part of a run was really done; of consistency, that something was compared."""
+    if facts is None:
+        return False
+    if name == "ppl":
+        return bool(facts.perplexities)
+    if name == "generation":
+        return facts.generation is not None
+    return facts.consistency is not None and any(not one.skipped for one in facts.consistency.comparisons)
 
 
 def unmet(required: Iterable[str], claims: Sequence[ClaimResult], facts: RuntimeFacts | None) -> tuple[str, ...]:
@@ -255,9 +276,10 @@ def unmet(required: Iterable[str], claims: Sequence[ClaimResult], facts: Runtime
     states = {claim.name: claim for claim in claims}
     sentences = []
     for name in dict.fromkeys(required):
-        claim = states["runtime" if name == "ppl" else name]
-        if name == "ppl":
-            checked = claim.state is ClaimState.FAIL or bool(facts and facts.perplexities)
+        claim = states["runtime" if name in PARTS else name]
+        if name in PARTS:
+            asked = facts is None or not facts.asked or name in facts.asked
+            checked = measured(facts, name) or (claim.state is ClaimState.FAIL and asked)
         else:
             checked = claim.state is not ClaimState.NOT_CHECKED
         if not checked:

@@ -24,7 +24,7 @@ _PLAIN_SIGNS = str.maketrans({"·": "-", "…": "...", "±": "+/-", "→": "->",
 
 _PLAIN_OPTIONS = (
     "base", "config", "family", "head_dim", "ppl", "tokenizer", "select", "ignore", "require", "device", "dtype",
-    "batch_size", "seed", "limit", "values",
+    "device_map", "batch_size", "seed", "limit", "no_early_stop", "generate", "consistency", "values",
 )  # fmt: skip
 
 
@@ -215,6 +215,8 @@ def _dispatch(argv: Sequence[str], screen: Screen) -> int:
         return _repair(arguments, screen, colour)
     if arguments.command == "export":
         return _export(arguments, screen, colour)
+    if arguments.command == "generate":
+        return _generate(arguments, screen)
     return _demo(arguments, screen, colour)
 
 
@@ -233,6 +235,16 @@ def _export(arguments: Arguments, screen: Screen, colour: str) -> int:
             progress.close()
     screen.show(export_blocks(report), colour)
     return 0
+
+
+def _generate(arguments: Arguments, screen: Screen) -> int:
+    if len(arguments.words) != 1:
+        raise UsageError(f"generate takes one checkpoint, and was given {len(arguments.words)}")
+    if "prompt" not in arguments.given:
+        raise UsageError("generate needs what the text begins with: --prompt TEXT")
+    from gqacheck.cli_generate import run
+
+    return run(arguments.words[0], arguments.given["prompt"], arguments.given, screen)
 
 
 def _repair(arguments: Arguments, screen: Screen, colour: str) -> int:
@@ -277,8 +289,10 @@ def _check(arguments: Arguments, screen: Screen) -> int:
     inputs = [*arguments.words, *(given[key] for key in ("base", "config", "tokenizer") if key in given)]
     outputs = _prepare(given.get("output", ()), [*inputs, *given.get("ppl", ())])
     progress = None if quiet else progress_bar(screen)
+    if given.get("all_runtime"):
+        given = {"ppl": ("smoke",), **given, "generate": True, "consistency": True}
     options = Options(
-        expect=Expectations(given.get("expect_layers"), given.get("expect_ratio")),
+        expect=Expectations(given.get("expect_layers"), given.get("expect_ratio"), given.get("max_ppl_ratio")),
         fail_on=Severity(given.get("fail_on", "error")),
         progress=progress,
         **{key: given[key] for key in _PLAIN_OPTIONS if key in given},

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gqacheck.api import check
 from gqacheck.errors import UsageError
-from gqacheck.pipeline import check
 from gqacheck.report.document import Block, Span, line
 from gqacheck.report.text import checkpoint_blocks
 from gqacheck.testing.cuts import take_channels, take_heads

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,22 @@ def whole_number(least: int) -> Callable[[str, str], int]:
     return convert
 
 
+def number(least: float, most: float = math.inf) -> Callable[[str, str], float]:
+    """A converter to a float from ``least`` to ``most``."""
+
+    def convert(name: str, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and least <= value <= most:
+            return value
+        limits = f"from {least:g} up" if math.isinf(most) else f"from {least:g} to {most:g}"
+        raise UsageError(f"{name} takes a number {limits}, not {text[:60]!r}")
+
+    return convert
+
+
 def one_of(*allowed: str) -> Callable[[str, str], str]:
     """A converter that lets only these words through."""
 
@@ -75,6 +92,16 @@ def _ratio(name: str, text: str) -> tuple[int, int]:
     if all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in (q, kv)):
         return int(q), int(kv)
     raise UsageError(f"{name} takes query heads:KV heads such as 7:1, not {text[:60]!r}")
+
+
+def _ratio_above_one(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1.0 < value < 1e6:
+        raise UsageError(f"{name} takes a number above 1, such as 1.2, not {text[:60]!r}")
+    return value
 
 
 def _commas(name: str, text: str) -> tuple[str, ...]:
@@ -110,20 +137,27 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "running it (needs gqacheck[run])",
         (
-            Flag("--ppl", "[CORPUS]", "perplexity on the built-in text (smoke) or on a text file; repeatable",
+            Flag("--ppl", "[CORPUS[@PROTOCOL]]", "perplexity on smoke (built in), wikitext2, a file, ...; repeatable",
                  repeat=True),
+            Flag("--generate", "", "let it write 16 texts: does it loop, break characters, write word salad"),
+            Flag("--consistency", "", "eager = sdpa, cached = full, padded = alone; copies of random tokens"),
+            Flag("--all-runtime", "", "--ppl, --generate and --consistency"),
             Flag("--tokenizer", "PATH", "a tokenizer folder or file, for a checkpoint that has none", path=True),
             Flag("--device", "DEVICE", "cpu (default), cuda, cuda:1, mps"),
             Flag("--dtype", "DTYPE", "float32, bfloat16, float16, or auto (as stored)"),
+            Flag("--device-map", "MAP", "spread over devices as accelerate does: auto, balanced, sequential"),
             Flag("--batch-size", "N", "windows at once", whole_number(1)),
             Flag("--limit", "N", "windows per corpus; fewer than all are not comparable", whole_number(1)),
+            Flag("--no-early-stop", "", "read to the end even what is broken for certain after a few windows"),
             Flag("--seed", "N", "for what is random; default 0", whole_number(0)),
         ),
     ),
     (
         "what counts",
         (
-            Flag("--require", "NAMES", "exit 3 unless checked: shapes, pairing, runtime, ppl", _commas),
+            Flag("--require", "NAMES", "exit 3 unless checked: shapes, pairing, runtime, ppl, generation, consistency",
+                 _commas),
+            Flag("--max-ppl-ratio", "X", "times the base's perplexity that is an error; default 5", _ratio_above_one),
             Flag("--select", "CODES", "only these rules: codes, slugs or prefixes (GQA1,norm-width)", _commas),
             Flag("--ignore", "CODES", "without these rules", _commas),
             Flag("--fail-on", "LEVEL", "error (default) or warning", one_of("error", "warning")),
@@ -163,6 +197,15 @@ EXPORT = (
     *(FLAGS[name] for name in ("--config", "--family", "--head-dim")),
     Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
 )
+GENERATE = (
+    Flag("--prompt", "TEXT", "what the text begins with"),
+    Flag("--max-new-tokens", "N", "tokens at most; default 128", whole_number(1)),
+    Flag("--temperature", "T", "default 1; below 1 is surer of itself, 0 is --greedy", number(0)),
+    Flag("--top-p", "P", "choose among the likeliest tokens that have P together; default 0.95", number(0.001, 1)),
+    Flag("--greedy", "", "always the likeliest token"),
+    *(FLAGS[name] for name in ("--seed", "--device", "--dtype", "--tokenizer", "--config", "--family", "--head-dim")),
+    Flag("--color", "WHEN", "taken as everywhere; nothing here is coloured", one_of(*COLOURS)),
+)
 COMMAND_FLAGS: dict[str, tuple[Flag, ...]] = {
     "check": tuple(FLAGS.values()),
     "explain": _SHORT[1:],
@@ -170,6 +213,7 @@ COMMAND_FLAGS: dict[str, tuple[Flag, ...]] = {
     "demo": _SHORT[1:],
     "repair": REPAIR,
     "export": EXPORT,
+    "generate": GENERATE,
 }
 """The options of every sub-command."""
 ALIASES = {"-o": "--out"}

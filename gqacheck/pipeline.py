@@ -1,4 +1,4 @@
-"""The one pipeline that the command line, the plugin and the API call: open, measure, judge, and run if asked.
+"""The one pipeline that the command line, the plugin and the API (``api``) call: open, measure, judge, run if asked.
 
 Nothing here prints. What could not be checked is a report that says so, never an exception; only a request that
 makes no sense raises (``UsageError``).
@@ -38,16 +38,6 @@ PAIRING_ERRORS = frozenset(("GQA601", "GQA602", "GQA603", "GQA604", "GQA605", "G
 """Rules whose errors mean that parts stand together that were not trained together; a run then says what that costs."""
 
 
-class UnsoundModelError(GqacheckError, AssertionError):
-    """``assert_sound`` found errors; the message is the text report, ``report`` the report itself."""
-
-    exit_code = 1
-
-    def __init__(self, message: str, report: CheckpointReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the caller asks of one check; the names are those of the command line."""
@@ -58,6 +48,8 @@ class Options:
     head_dim: int | None = None
     expect: Expectations = field(default_factory=Expectations)
     ppl: tuple[str, ...] = ()
+    generate: bool = False
+    consistency: bool = False
     tokenizer: str | None = None
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -65,139 +57,41 @@ class Options:
     require: tuple[str, ...] = ()
     device: str | None = None
     dtype: str | None = None
+    device_map: str | None = None
     batch_size: int | None = None
     seed: int = 0
     limit: int | None = None
+    no_early_stop: bool = False
     progress: Progress | None = None
     values: bool = False
 
-
-def check(
-    path: str | os.PathLike[str],
-    *,
-    base: str | os.PathLike[str] | None = None,
-    config: str | os.PathLike[str] | None = None,
-    family: str | None = None,
-    head_dim: int | None = None,
-    expect_layers: int | None = None,
-    expect_ratio: tuple[int, int] | None = None,
-    ppl: Sequence[str] = (),
-    tokenizer: str | os.PathLike[str] | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    fail_on: str = "error",
-    require: Sequence[str] = (),
-    device: str | None = None,
-    dtype: str | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    values: bool = False,
-) -> CheckpointReport:
-    """The report on one checkpoint: a file or a folder. Reads headers only, unless ``base`` or ``values`` ask for the
-    weights or ``ppl`` asks to run the model.
-
-    The keywords are the options of the command line (``gqacheck --help``); ``ppl=["smoke"]`` is ``--ppl``. A file
-    that cannot be read gives a report whose ``error`` says why and whose ``exit_code`` is 3.
-
-        >>> report = check("pytorch_model.bin", expect_ratio=(4, 1))
-        >>> report.verdict, [finding.code for finding in report.findings]
-        (<Verdict.FAIL: 'fail'>, ['GQA104'])
-
-    Raises: UsageError for options that make no sense.
-    """
-    options = Options(
-        base=_text(base),
-        config=_text(config),
-        family=family,
-        head_dim=head_dim,
-        expect=Expectations(expect_layers, expect_ratio),
-        ppl=_names("ppl", ppl),
-        tokenizer=_text(tokenizer),
-        select=_names("select", select),
-        ignore=_names("ignore", ignore),
-        fail_on=_severity(fail_on),
-        require=_names("require", require),
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        seed=seed,
-        limit=limit,
-        values=values,
-    )
-    return check_path(os.fspath(path), options)
-
-
-def check_model(
-    model: Any,
-    *,
-    base: Any = None,
-    expect_layers: int | None = None,
-    expect_ratio: tuple[int, int] | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    fail_on: str = "error",
-    require: Sequence[str] = (),
-    values: bool = False,
-) -> CheckpointReport:
-    """The report of the static rules on a live ``nn.Module``: its shapes, its attributes and its config.
-
-    base: the parent, a path or another live module; then its weights are compared too. values: without a parent, look
-    for signs of a wrong pairing in the weights. A module without decoder layers gives a report whose ``error`` says so
-    and whose ``exit_code`` is 3.
-
-    Raises: UsageError for options that make no sense.
-    """
-    from gqacheck.runtime.live import describe_model, live_samples
-
-    live_base = base if base is not None and not isinstance(base, (str, os.PathLike)) else None
-    options = Options(
-        base=None if live_base is not None else _text(base),
-        expect=Expectations(expect_layers, expect_ratio),
-        select=_names("select", select),
-        ignore=_names("ignore", ignore),
-        fail_on=_severity(fail_on),
-        require=_names("require", require),
-        values=values,
-    )
-    parent = None
-    if live_base is not None:
-        parent = _Opened(describe_model(live_base), live_samples(live_base))
-    return _report("live model", lambda: _Opened(describe_model(model), live_samples(model)), options, parent)
-
-
-def assert_sound(model: Any, **options: Any) -> None:
-    """Returns when ``check_model(model, **options)`` finds nothing wrong; paste it before ``torch.save``.
-
-    What could not be checked is not sound either: ``require`` is ``("shapes",)`` unless given.
-
-    Raises: UnsoundModelError (an AssertionError) with the text report as its message.
-    """
-    report = check_model(model, **{"require": ("shapes",), **options})
-    if report.exit_code:
-        from gqacheck.report.text import render_checkpoint
-
-        raise UnsoundModelError("the model is not sound\n\n" + render_checkpoint(report), report)
+    @property
+    def runs(self) -> bool:
+        """Whether the model is to be run at all."""
+        return bool(self.ppl) or self.generate or self.consistency
 
 
 def check_path(path: str, options: Options) -> CheckpointReport:
     """``check`` with its options already in one value."""
     from gqacheck.formats import open_checkpoint
 
-    return _report(path, lambda: _Opened(open_checkpoint(path, config=options.config)), options)
+    return check_opened(path, lambda: Opened(open_checkpoint(path, config=options.config)), options)
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    """A checkpoint, and for a live model how sampled lines of its weights are read."""
+class Opened:
+    """A checkpoint; for a live model also how sampled lines of its weights are read, the module and its tokenizer."""
 
     checkpoint: Checkpoint
     samples: Samples | None = None
+    live: Any = None
+    tokenizer: Any = None
 
 
-def _report(
-    path: str, opener: Callable[[], _Opened], options: Options, live_base: _Opened | None = None
+def check_opened(
+    path: str, opener: Callable[[], Opened], options: Options, live_base: Opened | None = None
 ) -> CheckpointReport:
+    """``check_path`` of what ``opener`` gives, beside a live parent when there is one."""
     from gqacheck.rules import RULES
 
     unknown = [name for name in options.require if name not in REQUIRABLE]
@@ -214,7 +108,8 @@ def _report(
         geometry = _with_heads_of(base, checkpoint, geometry, options)
         lineage = _trace(opened, geometry, base, live_base, options)
         fit = _fit_pairing(opened, geometry, lineage, rules, options)
-        report = _judge(path, checkpoint, geometry, base, lineage, fit, rules, left_out, options, started)
+        modules = _Modules(opened.live, opened.tokenizer, live_base.live if live_base is not None else None)
+        report = _judge(path, checkpoint, geometry, base, lineage, fit, rules, left_out, options, started, modules)
     except UsageError:
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
@@ -222,6 +117,15 @@ def _report(
             path, Verdict.ERROR, 3, checkpoint, error=explain_error(error), seconds=perf_counter() - started
         )
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Modules:
+    """The live modules of a check; None where a file is checked."""
+
+    model: Any = None
+    tokenizer: Any = None
+    base: Any = None
 
 
 def explain_error(error: BaseException) -> str:
@@ -241,7 +145,7 @@ def _measure(checkpoint: Checkpoint, family: str | None, head_dim: int | None) -
     return measure(checkpoint, family=family, head_dim=head_dim)
 
 
-def _open_base(path: str | None, child: Checkpoint, live: _Opened | None) -> CheckpointReport | None:
+def _open_base(path: str | None, child: Checkpoint, live: Opened | None) -> CheckpointReport | None:
     """The parent, measured and not judged. A parent that cannot be read stops the check: it was asked for."""
     if path is None and live is None:
         return None
@@ -274,7 +178,7 @@ def _with_heads_of(
 
 
 def _trace(
-    opened: _Opened, geometry: Geometry, base: CheckpointReport | None, live_base: _Opened | None, options: Options
+    opened: Opened, geometry: Geometry, base: CheckpointReport | None, live_base: Opened | None, options: Options
 ) -> Lineage | None:
     """Where the weights came from in the parent's; what stops the comparison is said in the result."""
     if base is None or base.checkpoint is None or base.geometry is None:
@@ -296,7 +200,7 @@ def _trace(
 
 
 def _fit_pairing(
-    opened: _Opened, geometry: Geometry, lineage: Lineage | None, rules: Sequence[Rule], options: Options
+    opened: Opened, geometry: Geometry, lineage: Lineage | None, rules: Sequence[Rule], options: Options
 ) -> PairingFit | None:
     """What the weights say without a parent; None where nobody asked, or where the parent's weights have answered."""
     if not options.values or (lineage is not None and lineage.compared) or not any(r.code == "GQA504" for r in rules):
@@ -320,6 +224,7 @@ def _judge(
     left_out: tuple[Skipped, ...],
     options: Options,
     started: float,
+    modules: _Modules,
 ) -> CheckpointReport:
     """The report on what was read; its ``seconds`` are those of the static check, a run counts its own."""
     parent = None
@@ -331,14 +236,14 @@ def _judge(
     findings, skipped = run_rules(subject, static, tolerant=True)
     seconds = perf_counter() - started - sum(part.seconds for part in (lineage, fit) if part is not None)
     running = [rule for rule in rules if rule.claim == "runtime"]
-    run = _run(subject, findings, running, options)
+    run = _run(subject, findings, running, options, modules)
     findings = _in_order(findings + run.findings)
     skipped = tuple(sorted(left_out + skipped + run.skipped, key=lambda skip: skip.code))
 
     claims = (
         shapes_claim(subject, [*static, *_rules_of(left_out, static=True)], findings, skipped),
         pairing_claim(subject, findings, skipped),
-        runtime_claim(bool(options.ppl), run.facts, run.problem or run.blocked, run.findings, run.n_rules),
+        runtime_claim(options.runs, run.facts, run.problem or run.blocked, run.findings, run.n_rules),
     )
     missing = unmet(options.require, claims, run.facts)
     crashed = [skip for skip in skipped if skip.needs == NEEDS_REPAIR]
@@ -389,81 +294,60 @@ class _Run:
     n_rules: int = 0
 
 
-def _run(subject: Subject, findings: Sequence[Finding], rules: Sequence[Rule], options: Options) -> _Run:
+def _run(
+    subject: Subject, findings: Sequence[Finding], rules: Sequence[Rule], options: Options, modules: _Modules
+) -> _Run:
     from dataclasses import replace
 
-    if not options.ppl:
-        return _Run(skipped=_skip(rules, "ppl", "perplexity was not asked for (--ppl)"))
+    if not options.runs:
+        return _Run(skipped=_skip(rules, "ppl", "running it was not asked for (--ppl, --generate, --consistency)"))
     stoppers = [f.code for f in findings if f.severity is Severity.ERROR and f.code in UNRUNNABLE]
     if stoppers:
         reason = f"not run: {', '.join(dict.fromkeys(stoppers))} would stop it"
         return _Run(skipped=_skip(rules, "runnable-model", reason), blocked=reason)
     try:
-        facts = _run_model(subject, options)
+        facts = _run_model(subject, options, modules)
     except UsageError:
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
         reason = explain_error(error)
-        return _Run(skipped=_skip(rules, "ppl", reason), problem=reason)
+        return _Run(skipped=_skip(rules, "runnable-model", reason), problem=reason)
     if facts.failure and facts.failure_stage == "tokenizer":
         return _Run(facts, skipped=_skip(rules, "tokenizer", facts.failure), problem=facts.failure)
     found, skipped = run_rules(replace(subject, runtime=facts), rules, tolerant=True)
-    n_rules = len(rules) - len(skipped)
-    return _Run(_with_counterfactual(subject, facts, [*findings, *found], options), found, skipped, n_rules=n_rules)
+    return _Run(facts, found, skipped, problem=facts.problem, n_rules=len(rules) - len(skipped))
 
 
-def _with_counterfactual(
-    subject: Subject, facts: RuntimeFacts, findings: Sequence[Finding], options: Options
-) -> RuntimeFacts:
-    """``facts`` with the parent run beside the child, when there is a parent and something to explain."""
-    from dataclasses import replace
-
+def _run_model(subject: Subject, options: Options, modules: _Modules) -> RuntimeFacts:
+    """The model run as asked; beside its base when there is one."""
     from gqacheck.rules import RULES
 
-    pairing, _ = run_rules(subject, [rule for rule in RULES if rule.code in PAIRING_ERRORS], tolerant=True)
-    pairing_broken = any(finding.severity is Severity.ERROR for finding in pairing)  # --ignore changes no facts
-    errors = {finding.code for finding in findings if finding.severity is Severity.ERROR}
-    if subject.base is None or subject.lineage is None or not (pairing_broken or "GQA703" in errors):
-        return facts
-    from gqacheck.runtime.counterfactual import explain_perplexity
-
-    explained, notes = explain_perplexity(
-        subject,
-        subject.base,
-        subject.lineage,
-        facts.perplexities,
-        corpora=options.ppl,
-        pairing_broken=pairing_broken,
-        tokenizer=options.tokenizer,
-        device=options.device,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        seed=options.seed,
-        progress=options.progress,
-    )
-    return replace(facts, counterfactuals=explained, notes=facts.notes + notes)
-
-
-def _run_model(subject: Subject, options: Options) -> RuntimeFacts:
     try:
-        from gqacheck.runtime.run import run_model
+        from gqacheck.runtime.run import Request, run_check
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "gqacheck":
             raise
         raise MissingDependency("--ppl", "run") from error
-    return run_model(
-        subject.checkpoint,
-        subject.geometry,
+    request = Request(
         corpora=options.ppl,
+        generate=options.generate,
+        consistency=options.consistency,
         tokenizer=options.tokenizer,
         device=options.device,
         dtype=options.dtype,
+        device_map=options.device_map,
         batch_size=options.batch_size,
         seed=options.seed,
         limit=options.limit,
+        stop_early=not options.no_early_stop,
         progress=options.progress,
+        live=modules.model,
+        live_base=modules.base,
+        live_tokenizer=modules.tokenizer,
     )
+    pairing, _ = run_rules(subject, [rule for rule in RULES if rule.code in PAIRING_ERRORS], tolerant=True)
+    broken = any(finding.severity is Severity.ERROR for finding in pairing)  # --ignore changes no facts
+    return run_check(subject, request, pairing_broken=broken)
 
 
 def _skip(rules: Sequence[Rule], needs: str, reason: str) -> tuple[Skipped, ...]:
@@ -473,19 +357,3 @@ def _skip(rules: Sequence[Rule], needs: str, reason: str) -> tuple[Skipped, ...]
 def _in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Errors before warnings before notes; inside, the order of the rules and of the layers."""
     return tuple(sorted(findings, key=lambda finding: -finding.severity.rank))
-
-
-def _text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _names(option: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise UsageError(f"{option} takes a list of names, not one string: [{names!r}]")
-    return tuple(names)
-
-
-def _severity(name: str) -> Severity:
-    if name not in ("error", "warning"):
-        raise UsageError(f"fail_on takes error or warning, not {str(name)[:60]!r}")
-    return Severity(name)

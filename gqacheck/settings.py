@@ -9,6 +9,7 @@ from typing import Any
 
 from gqacheck.errors import UsageError
 from gqacheck.flags import FLAGS, Flag, suggestion
+from gqacheck.runtime.corpora.asked import rebased
 
 LARGEST = 1 << 20
 """Bytes: a longer settings file is a mistake."""
@@ -97,17 +98,19 @@ def _value(flag: Flag, value: Any, folder: str) -> Any:
 
 
 def _one(flag: Flag, value: Any, folder: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float) if flag.metavar == "X" else (str, int)):
         raise UsageError(f"{flag.name} takes {flag.metavar}, not {str(value)[:60]!r}")
     text = str(value)
     if not text:
         raise UsageError(f"{flag.name} takes {flag.metavar}, not nothing")
-    if flag.path or flag.key == "ppl":
+    if flag.path:
         text = _from_folder(text, folder)
+    elif flag.key == "ppl":
+        text = rebased(text, folder)
     return flag.convert(flag.name, text)
 
 
 def _from_folder(text: str, folder: str) -> str:
-    """A path in a settings file is meant from there; what is not there (``org/name``, ``smoke``) is left as it is."""
+    """A path in a settings file is meant from there; what is not there (``org/name``) is left as it is."""
     joined = os.path.join(folder, text)
     return joined if os.path.exists(joined) else text

@@ -63,7 +63,7 @@ def _places(arguments: Arguments) -> tuple[str, str]:
 
 
 def _prune(base: str, out: str, arguments: Arguments, screen: Screen) -> int:
-    from gqacheck.runtime.run import require_run_extra
+    from gqacheck.runtime.running import require_run_extra
     from pruners.order import order_of
 
     order = order_of(base, out, arguments.given)

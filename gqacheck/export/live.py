@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from gqacheck.api import check_model
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.export.beside import save_tokenizer, tokenizer_fault, write_papers, write_tokenizer
 from gqacheck.export.content import BLOCK, Planned, Stored
@@ -33,7 +34,6 @@ from gqacheck.export.stream import Progress, parse_size, plan_shards, write_shar
 from gqacheck.export.verify import ALLOWED, SMALL, check_folder, load_report
 from gqacheck.geometry.config import is_true
 from gqacheck.geometry.facts import Geometry
-from gqacheck.pipeline import check_model
 from gqacheck.place import check_destination, move_into_place, require_space, workplace
 from gqacheck.result import CheckpointReport
 
@@ -113,7 +113,7 @@ def export_model(
         MissingDependency: torch or transformers is not installed.
     """
     started = perf_counter()
-    from gqacheck.runtime.run import require_run_extra
+    from gqacheck.runtime.running import require_run_extra
 
     require_run_extra("export_model")
     destination = os.fspath(out)

@@ -108,7 +108,7 @@ def export(
     )
     if like is not None:
         refuse_beside(like, pad=pad, sized=max_shard_size is not None)
-    from gqacheck.runtime.run import require_run_extra
+    from gqacheck.runtime.running import require_run_extra
 
     require_run_extra("export")
     unread = fingerprint_unread(asked.path)

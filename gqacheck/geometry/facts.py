@@ -247,10 +247,12 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the caller knows: ``--expect-layers``, ``--expect-ratio`` (q heads, kv heads)."""
+    """What the caller knows or allows: ``--expect-layers``, ``--expect-ratio`` (q heads, kv heads),
+    ``--max-ppl-ratio`` (times the base's perplexity)."""
 
     layers: int | None = None
     ratio: tuple[int, int] | None = None
+    ppl_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,8 @@ class Perplexity:
     corpus: as it was asked for. protocol: the sentence; protocol_name: ``gptq-2048``, ``windows-512``. fingerprint:
     SHA-256 of the text. windows: how many were run, of windows_in_all. stopped_early: broken for certain before all
     were run. word_perplexity, byte_perplexity, bits_per_byte: from the original text, where the protocol has them.
-    bos_value: what the same windows measure with BOS in front, where that was tried.
+    bos_value: what the same windows measure with BOS in front, where that was tried. text_tokens: of the whole text,
+    scored or not. corpus_note: what was done to the text.
     """
 
     corpus: str
@@ -86,6 +87,8 @@ class Perplexity:
     bits_per_byte: float | None = None
     bos_value: float | None = None
     relative: BaseRelative | None = None
+    text_tokens: int = 0
+    corpus_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

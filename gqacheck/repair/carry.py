@@ -53,7 +53,7 @@ def carry_out(job: Job, report: RepairReport) -> RepairReport:
         CannotRepair: it cannot be built or written.
         MissingDependency: torch or transformers is not installed.
     """
-    from gqacheck.runtime.run import require_run_extra
+    from gqacheck.runtime.running import require_run_extra
 
     require_run_extra("repair")
     assert job.out is not None

@@ -23,7 +23,7 @@ def query_importance(parent: Side) -> Callable[[int], Sequence[float]]:
 
 
 def _importance(parent: Side, layer: Layer) -> list[float]:
-    from gqacheck.runtime.run import require_run_extra
+    from gqacheck.runtime.running import require_run_extra
 
     require_run_extra("choosing between query heads by their weights")
     from gqacheck.runtime.weights import WeightReader

@@ -23,7 +23,7 @@ def rebuild_module(
     from gqacheck.runtime.load import adopt_generation_config
     from gqacheck.runtime.quiet import quiet_and_offline
     from gqacheck.runtime.rebuild import rebuild
-    from gqacheck.runtime.run import choose_dtype
+    from gqacheck.runtime.running import choose_dtype
 
     notes: list[str] = []
     tokenizer = None

@@ -23,6 +23,7 @@ SEVERITY_STYLES: dict[Severity, Style] = {
 }
 PAIRING_CODES = frozenset(("GQA601", "GQA602", "GQA603", "GQA605", "GQA608"))
 SHAPE_PREFIXES = ("GQA1", "GQA2", "GQA3", "GQA4")
+NOISE = "the model runs, and its output is noise"
 GROUPS = (
     ("GQA604", "gate, up and down are not of one channel"),
     ("GQA0", "the file itself is damaged or ambiguous"),
@@ -32,7 +33,13 @@ GROUPS = (
     ("GQA4", "the config or the layer list does not fit the tensors"),
     ("GQA701", "the model does not run"),
     ("GQA702", "the model runs, and its output is NaN or Inf"),
-    ("GQA703", "the model runs, and its output is noise"),
+    ("GQA703", NOISE),
+    ("GQA704", "the model runs, and is clearly worse than its base"),
+    ("GQA705", "what it writes repeats itself"),
+    ("GQA706", "what it writes is garbled"),
+    ("GQA707", "its output depends on which attention code runs it"),
+    ("GQA708", "decoding with a cache gives other output than reading the whole text"),
+    ("GQA709", "its output depends on the padding of the batch"),
 )
 """What errors of one group mean in words, by prefix of code; a headline names the first two that apply."""
 
@@ -63,8 +70,8 @@ def _meanings(report: CheckpointReport, codes: Sequence[str]) -> list[str]:
         meanings.append(f"broken pairing: {text}")
     meanings += [text for prefix, text in GROUPS if any(code.startswith(prefix) for code in codes)]
     whence = whence_words(report.runtime)
-    if whence and meanings and meanings[-1] == GROUPS[-1][1]:
-        meanings[-1] = whence
+    if whence and NOISE in meanings:
+        meanings[meanings.index(NOISE)] = whence
     return meanings
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from gqacheck.geometry.facts import Geometry, Layer
 from gqacheck.geometry.origins import PairingFit
-from gqacheck.geometry.outcomes import Counterfactual, Perplexity, RuntimeFacts, SegmentLoss
 from gqacheck.report.lineage_json import lineage_data
+from gqacheck.report.runtime_json import metrics_data, number, runtime_data
 from gqacheck.report.words import layers_words
 from gqacheck.result import CheckpointReport, Report
 from gqacheck.rules.rule import Finding, Quantity, Skipped
@@ -61,10 +59,10 @@ def _checkpoint(report: CheckpointReport) -> dict[str, Any]:
         "claim_details": {name: {"reason": c.reason, "rules_run": c.rules_run} for name, c in claims.items()},
         "findings": [_finding(finding) for finding in report.findings],
         "skipped": [_skipped(skip) for skip in report.skipped],
-        "metrics": _metrics(report.runtime),
+        "metrics": metrics_data(report.runtime),
         "lineage": None if report.lineage is None else lineage_data(report.lineage),
         "pairing_fit": None if report.pairing_fit is None else _pairing_fit(report.pairing_fit),
-        "runtime": None if report.runtime is None else _runtime(report.runtime),
+        "runtime": None if report.runtime is None else runtime_data(report.runtime),
         "error": report.error,
         "notes": list(report.notes),
         "ignored": list(checkpoint.ignored) if checkpoint else [],
@@ -141,69 +139,11 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _quantity(quantity: Quantity | None) -> dict[str, Any] | None:
-    return None if quantity is None else {**_number("value", quantity.value), "unit": quantity.unit}
+    return None if quantity is None else {**number("value", quantity.value), "unit": quantity.unit}
 
 
 def _skipped(skip: Skipped) -> dict[str, str]:
     return {"code": skip.code, "needs": skip.needs, "reason": skip.reason}
-
-
-def _number(key: str, value: float | int | str | None) -> Mapping[str, Any]:
-    """``{key: value}``; what JSON has no number for is null, and its text stands under ``key_text``."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {key: None, f"{key}_text": str(value)}
-    return {key: value}
-
-
-def _metrics(runtime: RuntimeFacts | None) -> dict[str, Any]:
-    return {
-        "perplexity": [_perplexity(p) for p in runtime.perplexities] if runtime else [],
-        "counterfactual": [_counterfactual(c) for c in runtime.counterfactuals] if runtime else [],
-    }
-
-
-def _counterfactual(c: Counterfactual) -> dict[str, Any]:
-    return {
-        "corpus": c.corpus,
-        "protocol": c.protocol,
-        **_number("base", c.base),
-        **_number("masked", c.masked),
-        **_number("child", c.child),
-        "tokens": c.tokens,
-        "windows": c.windows,
-        "verdict": c.verdict,
-        "partial": c.partial,
-        "note": c.note,
-    }
-
-
-def _perplexity(p: Perplexity) -> dict[str, Any]:
-    return {
-        "corpus": p.corpus,
-        "protocol": p.protocol,
-        "fingerprint": p.fingerprint,
-        **_number("value", p.value),
-        **_number("stderr", p.stderr),
-        "tokens": p.tokens,
-        "windows": p.windows,
-        "complete": p.complete,
-        "vocab_size": p.vocab_size,
-        "segments": [_segment(segment) for segment in p.segments],
-        "note": p.note,
-        "base_value": None,
-        "ratio": None,
-    }
-
-
-def _segment(segment: SegmentLoss) -> dict[str, Any]:
-    return {
-        "name": segment.name,
-        **_number("nll", segment.nll),
-        "tokens": segment.tokens,
-        **_number("unigram_nll", segment.unigram_nll),
-        **_number("uniform_nll", segment.uniform_nll),
-        "windows": len(segment.window_nlls),
-    }
 
 
 def _pairing_fit(fit: PairingFit) -> dict[str, Any]:
@@ -227,16 +167,4 @@ def _pairing_fit(fit: PairingFit) -> dict[str, Any]:
         "layers": list(fit.layers),
         "left_out": list(fit.left_out),
         "bytes_read": fit.bytes_read,
-    }
-
-
-def _runtime(runtime: RuntimeFacts) -> dict[str, Any]:
-    return {
-        "device": runtime.device,
-        "dtype": runtime.dtype,
-        "failure": runtime.failure,
-        "failure_stage": runtime.failure_stage,
-        "non_finite": runtime.non_finite,
-        "logits_seen": runtime.logits_seen,
-        "notes": list(runtime.notes),
     }

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gqacheck.geometry.outcomes import Perplexity
 from gqacheck.report.document import Block, Line, Span, Style, line, plain
 from gqacheck.report.findings import finding_blocks, headline
 from gqacheck.report.head_map import MAP_CODES
 from gqacheck.report.kept import kept_words, lineage_remarks
+from gqacheck.report.runtime_words import base_words, runtime_words, sample_blocks
 from gqacheck.report.table import head_dim_sources, layer_grid, layers_sentence
 from gqacheck.report.whence import whence_blocks
 from gqacheck.report.words import (
@@ -29,7 +29,6 @@ from gqacheck.report.words import (
 from gqacheck.result import CheckpointReport, ClaimResult, ClaimState, Report, Verdict
 from gqacheck.rules.rule import Severity, Skipped
 from gqacheck.rules.run import NEEDS_SELECTION
-from gqacheck.rules.runtime import perplexity_text
 from gqacheck.text import printable
 
 STATE_STYLES: dict[ClaimState, Style] = {
@@ -118,6 +117,7 @@ def _short(report: CheckpointReport, named: bool) -> list[Block]:
     if notes:
         blocks.append(line("; ".join(notes), label=Span("notes    ", "dim")))
     blocks.extend(_claim_lines(report, skips=True))
+    blocks.extend(sample_blocks(report.runtime))
     blocks.extend(whence_blocks(report.runtime))
     blocks.append(_last_line(report))
     return blocks
@@ -144,7 +144,7 @@ def _long(report: CheckpointReport, named: bool) -> list[Block]:
     remarks += [line(words, label=Span("note     ", "dim")) for words in (*report.notes, *_remarks(report))]
     if remarks:
         blocks += [Line(), *remarks]
-    blocks += [Line(), *_claim_lines(report, skips=False)]
+    blocks += [Line(), *_claim_lines(report, skips=False), *sample_blocks(report.runtime)]
     blocks += [line(words, label=Span("skipped  ", "dim")) for words in _skips(report)]
     blocks += [Line(), _last_line(report)]
     return blocks
@@ -173,7 +173,9 @@ def _base_lines(report: CheckpointReport) -> list[Block]:
     base = report.base
     if base is None or base.checkpoint is None:
         return []
-    return [line(f"base: {base.path} ({format_words(base.checkpoint.format)}; measured, not judged)")]
+    ran = base_words(report.runtime)
+    told = f"; {ran}" if ran else ""
+    return [line(f"base: {base.path} ({format_words(base.checkpoint.format)}; measured, not judged{told})")]
 
 
 def _identity(report: CheckpointReport, named: bool, sentence: str = "") -> Line:
@@ -237,7 +239,7 @@ def _claim_lines(report: CheckpointReport, *, skips: bool) -> list[Block]:
 def _claim_text(report: CheckpointReport, claim: ClaimResult, *, skips: bool) -> str:
     parts: list[str] = []
     if claim.name == "runtime" and report.runtime:
-        parts += [perplexity_words(p) for p in report.runtime.perplexities]
+        parts += runtime_words(report.runtime)
     if claim.reason:
         parts.append(claim.reason)
     if claim.name == "shapes":
@@ -269,20 +271,6 @@ def _said_by_claim(skip: Skipped, claims: Sequence[ClaimResult]) -> bool:
         and bool(unchecked)
         and (skip.needs == "base" or skip.reason in unchecked[0].reason)
     )
-
-
-def perplexity_words(p: Perplexity) -> str:
-    """``perplexity 12.34 ± 0.41 on smoke (english 8.10, …; protocol, 8,188 tokens in 4 windows)``."""
-    from math import exp, inf
-
-    error = f" ± {perplexity_text(p.stderr)}" if p.stderr is not None else ""
-    inside = [p.protocol, f"{p.tokens:,} tokens in {plural(p.windows, 'window')}"]
-    if len(p.segments) > 1:
-        each = ", ".join(f"{s.name} {perplexity_text(inf if s.nll >= 700 else exp(s.nll))}" for s in p.segments)
-        inside.insert(0, each)
-    if p.note or not p.complete:
-        inside.append(p.note or "partial: not comparable")
-    return f"perplexity {perplexity_text(p.value)}{error} on {p.corpus} ({'; '.join(inside)})"
 
 
 def _counts(report: CheckpointReport) -> str:

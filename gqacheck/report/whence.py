@@ -5,7 +5,7 @@ from __future__ import annotations
 from gqacheck.geometry.outcomes import Counterfactual, RuntimeFacts
 from gqacheck.report.document import Block, Span, line
 from gqacheck.report.words import plural
-from gqacheck.rules.runtime import perplexity_text
+from gqacheck.rules.perplexity import perplexity_text
 
 NOISE_CODES = ("GQA703", "GQA704")
 """Rules on perplexity: under the first that fired it is said where the damage comes from."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from gqacheck.rules.attention import ATTENTION_RULES
+from gqacheck.rules.consistency import CONSISTENCY_RULES
 from gqacheck.rules.files import FILE_RULES
+from gqacheck.rules.generation import GENERATION_RULES
 from gqacheck.rules.lineage import LINEAGE_RULES
 from gqacheck.rules.mlp import MLP_RULES
 from gqacheck.rules.model import MODEL_RULES
 from gqacheck.rules.modules import MODULE_RULES
+from gqacheck.rules.perplexity import PERPLEXITY_RULES
 from gqacheck.rules.rule import Rule
 from gqacheck.rules.runtime import RUNTIME_RULES
 from gqacheck.rules.suspect import VALUE_RULES
@@ -21,4 +24,7 @@ RULES: tuple[Rule, ...] = (
     *VALUE_RULES,
     *LINEAGE_RULES,
     *RUNTIME_RULES,
+    *PERPLEXITY_RULES,
+    *GENERATION_RULES,
+    *CONSISTENCY_RULES,
 )

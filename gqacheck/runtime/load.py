@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from gqacheck.runtime.run import check_device, choose_dtype, require_run_extra
+from gqacheck.runtime.running import check_device, choose_dtype, require_run_extra
 
 
 def load_model(
@@ -64,7 +64,7 @@ def load_model(
         adopt_generation_config(model, checkpoint.generation_config)
         warn_on_saving(model)
         if device_map is not None:
-            model = _dispatch(model, device_map)
+            model = dispatch(model, device_map)
     for note in rebuilt.notes:  # outside of the quiet part: whoever uses the model must hear what is not as stored
         warnings.warn(f"load_model: {note}", stacklevel=2)
     return model, found
@@ -97,7 +97,8 @@ def _best_device(device_map: Any) -> str:
     return "cpu" if on_cpu else "cuda"
 
 
-def _dispatch(model: Any, device_map: Any) -> Any:
+def dispatch(model: Any, device_map: Any) -> Any:
+    """``model`` over the devices that ``device_map`` names, as ``accelerate`` does it. Raises MissingDependency."""
     from gqacheck.errors import MissingDependency
 
     try:

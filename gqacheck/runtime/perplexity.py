@@ -1,6 +1,7 @@
-"""Perplexity by a stated protocol: token-weighted, reduced in float32, and never the whole [B, T, V] logits at once.
+"""Perplexity by a stated protocol: the windows of ``protocols``, scored by ``scoring``, with their error and what it
+takes to judge them.
 
-The protocol ``windows-N``, and why each choice:
+The default protocol ``windows-N``, and why each choice:
 
 * each segment is tokenised by itself and cut into non-overlapping windows of N positions: no token is counted twice
   and windows are (nearly) independent, so the error bar over windows means something;
@@ -17,45 +18,48 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 
 from gqacheck.errors import ReadError
 from gqacheck.geometry.outcomes import Perplexity, SegmentLoss
 from gqacheck.runtime.corpus import Corpus
+from gqacheck.runtime.early import Running, spread_order
+from gqacheck.runtime.protocols import UNSTATED_POSITIONS, Plan, Window, aggregate, plan_windows
+from gqacheck.runtime.scoring import Scorer, Tally
 from gqacheck.runtime.tokenizer import TextEncoder
 from gqacheck.runtime.unigram import unigram_nll
 
 MIN_TOKENS = 32
-_LOGITS_AT_ONCE = 1 << 25  # elements of one float32 chunk of logits: 128 MiB
 _TOKENS_AT_ONCE = 2048  # positions in one forward pass when the batch size is left to us
+_FIRST_LOOK = 4  # windows that are run first, spread over the text, before the rest is sorted by length
+Observer: TypeAlias = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """One window of one segment: input ids, context included; ids[1:] are scored."""
+class Losses:
+    """What a run over the windows of a plan gave: summed losses (float64 nats) by number of the window, in order."""
 
-    segment: int
-    ids: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Tally:
-    """Logits seen, and how many of them were NaN or infinite."""
-
-    logits: int = 0
-    non_finite: int = 0
+    sums: dict[int, float] = field(default_factory=dict)
+    stopped_early: bool = False
 
 
-def protocol_text(positions: int, encoder: TextEncoder) -> str:
-    """The protocol as printed beside every value."""
-    start = f"{encoder.prefix_name} starts every window" if encoder.prefix else "no BOS"
-    return (
-        f"windows-{positions}: non-overlapping windows of {positions} positions per segment, tail kept, {start}, "
-        "every position after a window's first scored"
-    )
+def plan_corpus(model: Any, encoder: TextEncoder, corpus: Corpus) -> Plan:
+    """The windows in which ``model`` reads ``corpus``.
+
+    Raises:
+        ReadError: a text is too short, or the tokenizer cannot encode it.
+        CannotRun: at stage ``tokenizer``, the tokenizer gives ids that the embedding has no rows for.
+    """
+    plan = plan_windows(corpus, encoder, max_positions(model))
+    n_tokens = sum(map(len, plan.tokens))
+    if n_tokens < MIN_TOKENS or not plan.windows:
+        raise ReadError(f"{corpus.name} has {n_tokens} tokens; at least {MIN_TOKENS} are needed for a perplexity")
+    specials = [window.ids[:1] for window in plan.windows[:1]]
+    encoder.check_ids([*plan.tokens, *specials], int(model.get_input_embeddings().weight.shape[0]))
+    return plan
 
 
 def measure_perplexity(
@@ -66,182 +70,74 @@ def measure_perplexity(
     tally: Tally,
     batch_size: int | None = None,
     limit: int | None = None,
+    stop_early: bool = False,
+    plan: Plan | None = None,
+    only: Sequence[int] | None = None,
+    observe: Observer | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Perplexity:
     """The perplexity of ``model`` on ``corpus`` with its error over windows; ``tally`` counts the logits.
 
-    limit: at most so many windows, spread evenly over the corpus; the value is then marked incomplete.
+    limit: at most so many windows, spread evenly over the corpus; the value is then marked incomplete. stop_early: stop
+    as soon as it is certain that every segment is worse than guessing. plan: the corpus's windows, where they are known
+    already; only: the numbers of those to run. observe: see ``Scorer``.
 
     Raises:
         ReadError: a text is too short, or the tokenizer cannot encode it.
     """
     started = time.perf_counter()
+    plan = plan or plan_corpus(model, encoder, corpus)
     vocab = int(model.get_output_embeddings().weight.shape[0])
-    positions = min(corpus.window, _max_positions(model))
-    if positions - len(encoder.prefix) < 2:
-        raise ReadError(
-            f"the tokenizer puts {len(encoder.prefix)} ids before every text, and a window has {positions} positions: "
-            "name another tokenizer with --tokenizer"
-        )
-    tokens = [encoder.encode(segment.text) for segment in corpus.segments]
-    if sum(map(len, tokens)) < MIN_TOKENS:
-        raise ReadError(
-            f"{corpus.name} has {sum(map(len, tokens))} tokens; at least {MIN_TOKENS} are needed for a perplexity"
-        )
-    encoder.check_ids(tokens, int(model.get_input_embeddings().weight.shape[0]))
-    windows = [
-        Window(number, ids) for number, ids_of in enumerate(tokens) for ids in cut(ids_of, encoder.prefix, positions)
-    ]
-    chosen = _spread(windows, limit)
-    first = scored_from(encoder.prefix)
-    batch = batch_size or max(1, _TOKENS_AT_ONCE // positions)
-    sums = _window_sums(model, chosen, batch, tally, first, corpus.name, progress)
-    segments = _segments(corpus, tokens, chosen, sums, first, vocab)
-    n_tokens = sum(segment.tokens for segment in segments)
-    nll = math.fsum(segment.nll * segment.tokens for segment in segments) / n_tokens
-    value = math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
-    error = _standard_error(chosen, sums, first)
-    complete = len(chosen) == len(windows)
-    return Perplexity(
-        corpus=corpus.name,
-        protocol=protocol_text(positions, encoder),
-        fingerprint=corpus.fingerprint,
-        value=value,
-        stderr=value * error if error is not None and math.isfinite(value) else None,
-        tokens=n_tokens,
-        windows=len(chosen),
-        complete=complete,
-        vocab_size=vocab,
-        segments=segments,
-        seconds=time.perf_counter() - started,
-        note="" if complete else f"{len(chosen)} of {len(windows)} windows: not comparable with a complete run",
-    )
+    chosen = list(only) if only is not None else chosen_windows(plan, limit)
+    lines = _lines(plan, vocab)
+    scorer = Scorer(model, plan.windows[chosen[0]].ids[:16], tally, observe)
+    losses = _run(scorer, plan, chosen, lines if stop_early else None, batch_size, corpus.name, progress)
+    return _facts(corpus, plan, losses, lines, vocab, time.perf_counter() - started)
 
 
-def cut(tokens: Sequence[int], prefix: tuple[int, ...], positions: int) -> list[tuple[int, ...]]:
-    """Windows of at most ``positions`` ids, ``prefix`` included; a tail that would score nothing is left out."""
-    step = positions - len(prefix)
-    windows = [(*prefix, *tokens[start : start + step]) for start in range(0, len(tokens), step)]
-    return [window for window in windows if len(window) > max(1, len(prefix))]
-
-
-def scored_from(prefix: tuple[int, ...]) -> int:
-    """Index of the first scored position: the first token after the prefix, or the second of a bare window."""
-    return max(1, len(prefix))
-
-
-def token_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
-    """Negative log-likelihoods [B, T - first] in float32 nats of ``ids`` [B, T], from position ``first`` on."""
-    hidden = _backbone(model, ids)[:, first - 1 : -1]
-    targets = ids[:, first:]
-    rows = chunk_rows(int(model.get_output_embeddings().weight.shape[0]))
-    flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    losses = [
-        _losses(_logits(model, flat_hidden[start : start + rows]), flat_targets[start : start + rows], tally)
-        for start in range(0, flat_hidden.shape[0], rows)
-    ]
-    return torch.cat(losses).view(targets.shape)
-
-
-def chunk_rows(vocab: int) -> int:
-    """Positions whose logits are in memory at once: 256 to 1024."""
-    return max(256, min(1024, _LOGITS_AT_ONCE // vocab))
-
-
-def _losses(logits: torch.Tensor, targets: torch.Tensor, tally: Tally | None) -> torch.Tensor:
-    """log-sum-exp minus the target's logit, in float32 and in place: ``logits`` [N, V] is used up.
-
-    torch's own logsumexp is twice as slow here: it writes a second [N, V].
-    """
-    logits = logits.float()
-    wanted = logits.gather(-1, targets[:, None]).squeeze(-1)
-    highest, lowest = logits.amax(-1), logits.amin(-1)  # NaN goes through both
-    if tally is not None:
-        tally.logits += logits.numel()
-        for row in (~(torch.isfinite(highest) & torch.isfinite(lowest))).nonzero().flatten().tolist():
-            tally.non_finite += int((~torch.isfinite(logits[row])).sum())
-    sums: torch.Tensor = logits.sub_(highest[:, None]).exp_().sum(-1)
-    return sums.log() + highest - wanted
-
-
-def _backbone(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    return model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
-
-
-def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """What the model's own forward makes of the backbone's output (see ``head_matches_forward``)."""
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    config = model.config
-    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    if scale is not None:  # Cohere
-        logits = logits * scale
-    if divisor is not None:  # Granite
-        logits = logits / divisor
-    if cap is not None:  # Gemma-2, Gemma-3
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def head_matches_forward(model: Any, ids: torch.Tensor) -> bool:
-    """Whether scoring in chunks gives the logits of the model's own forward on ``ids`` [1, T]: asked once per run."""
-    if model.base_model is model:  # Llama-4: the backbone is not where base_model_prefix says
-        return False
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = _logits(model, _backbone(model, ids)).float()
-    return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def _max_positions(model: Any) -> int:
-    stated = getattr(model.config, "max_position_embeddings", None)
-    return stated if isinstance(stated, int) and stated >= 16 else 1 << 20
-
-
-def _spread(windows: list[Window], limit: int | None) -> list[Window]:
-    if limit is None or limit >= len(windows):
-        return windows
-    return [windows[(2 * i + 1) * len(windows) // (2 * limit)] for i in range(limit)]
-
-
-def _window_sums(
-    model: Any,
-    windows: Sequence[Window],
-    batch_size: int,
-    tally: Tally,
-    first: int,
+def _run(
+    scorer: Scorer,
+    plan: Plan,
+    chosen: Sequence[int],
+    lines: Sequence[float] | None,
+    batch_size: int | None,
     label: str,
     progress: Callable[[str, int, int], None] | None,
-) -> list[float]:
-    """Summed NLL (nats) of each window, in float64. Windows of equal length share a pass, so nothing is padded."""
-    device = model.get_input_embeddings().weight.device
-    sums = [math.nan] * len(windows)
-    done = 0
-    with torch.inference_mode():
-        probe = torch.tensor([windows[0].ids[:16]], device=device)
-        score = token_nlls if head_matches_forward(model, probe) else _whole_nlls
-        for batch in _batches(windows, batch_size if score is token_nlls else 1):
-            ids = torch.tensor([windows[i].ids for i in batch], device=device)
-            for i, total in zip(
-                batch, score(model, ids, first=first, tally=tally).double().sum(1).tolist(), strict=True
-            ):
-                sums[i] = total
-            done += len(batch)
-            if progress is not None:
-                progress(label, done, len(windows))
-    return sums
+) -> Losses:
+    """Losses of the chosen windows, or of the first of them when ``lines`` (nats per token and segment) are given and
+    it is certain that no segment will come below its own."""
+    running = {plan.windows[i].segment: Running(math.inf) for i in chosen}
+    for segment, state in running.items():
+        state.line = lines[segment] if lines is not None else math.inf
+    sums: dict[int, float] = {}
+    for batch in _batches(plan.windows, chosen, batch_size, scorer.pads, scorer.chunked):
+        windows = [plan.windows[i] for i in batch]
+        scored = scorer.score(batch, [(window.ids, window.first) for window in windows])
+        for i, window, losses in zip(batch, windows, scored, strict=True):
+            sums[i] = float(losses.sum())
+            running[window.segment].add(losses.tolist() if lines is not None else [])
+        if progress is not None:
+            progress(label, len(sums), len(chosen))
+        if lines is not None and len(sums) < len(chosen) and all(each.certainly_broken for each in running.values()):
+            return Losses({i: sums[i] for i in sorted(sums)}, stopped_early=True)
+    return Losses({i: sums[i] for i in sorted(sums)})
 
 
-def _whole_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
-    """``token_nlls`` through the model's own head, for a class whose logits are more than we know of."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, first - 1 : -1]
-    targets = ids[:, first:]
-    return _losses(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), tally).view(targets.shape)
+def _batches(
+    windows: Sequence[Window], chosen: Sequence[int], size: int | None, pads: bool, chunked: bool
+) -> Iterator[list[int]]:
+    """Windows that share a pass: the first few in their spread order, so that a broken model shows, the rest by length.
 
-
-def _batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
+    Where nothing may be padded, only windows of equal length share one.
+    """
+    order = [chosen[i] for i in spread_order([windows[i].segment for i in chosen])]
+    order = order[:_FIRST_LOOK] + sorted(order[_FIRST_LOOK:], key=lambda i: -len(windows[i].ids))
     batch: list[int] = []
-    for i, window in enumerate(windows):
-        if batch and (len(batch) == size or len(window.ids) != len(windows[batch[0]].ids)):
+    for taken, i in enumerate(order):
+        longest = max(len(windows[j].ids) for j in (*batch, i))
+        most = size or max(1, _TOKENS_AT_ONCE // longest)
+        alike = len(windows[i].ids) == longest == min(len(windows[j].ids) for j in (*batch, i))
+        if batch and (len(batch) >= (most if chunked else 1) or taken == _FIRST_LOOK or not (alike or pads)):
             yield batch
             batch = []
         batch.append(i)
@@ -249,47 +145,119 @@ def _batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:
         yield batch
 
 
+def max_positions(model: Any) -> int:
+    """How many positions the config says that ``model`` reads; ``UNSTATED_POSITIONS`` when it says nothing."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated >= 16 else UNSTATED_POSITIONS
+
+
+def chosen_windows(plan: Plan, limit: int | None) -> list[int]:
+    """Numbers of the windows that are run: all of them, or ``limit`` that are spread evenly."""
+    n = len(plan.windows)
+    if limit is None or limit >= n:
+        return list(range(n))
+    return [(2 * i + 1) * n // (2 * limit) for i in range(limit)]
+
+
+def _lines(plan: Plan, vocab: int) -> list[float]:
+    """Nats per token from which a model is worse than guessing, per segment: uniformly or by token frequency."""
+    lines = []
+    for number, tokens in enumerate(plan.tokens):
+        scored = [i for window in plan.windows if window.segment == number for i in window.ids[window.first :]]
+        unigram = unigram_nll(tokens, scored, vocab) if scored else math.inf
+        lines.append(min(unigram, math.log(vocab)))
+    return lines
+
+
+def _facts(
+    corpus: Corpus, plan: Plan, losses: Losses, lines: Sequence[float], vocab: int, seconds: float
+) -> Perplexity:
+    numbers = list(losses.sums)
+    windows = [plan.windows[i] for i in numbers]
+    sums = list(losses.sums.values())
+    nll = aggregate(windows, sums)
+    value = exp(nll)
+    error = standard_error(windows, sums)
+    complete = len(numbers) == len(plan.windows)
+    word, byte = (_per(math.fsum(sums), n) if complete else None for n in (plan.words, plan.nbytes))
+    return Perplexity(
+        corpus=corpus.name,
+        protocol=plan.sentence,
+        fingerprint=corpus.fingerprint,
+        value=value,
+        stderr=value * error if error is not None and math.isfinite(value) else None,
+        tokens=sum(window.scored for window in windows),
+        windows=len(numbers),
+        complete=complete,
+        vocab_size=vocab,
+        segments=_segments(corpus, plan, numbers, sums, vocab),
+        seconds=seconds,
+        note=_note(len(numbers), len(plan.windows), losses.stopped_early),
+        protocol_name=plan.protocol.name,
+        windows_in_all=len(plan.windows),
+        stopped_early=losses.stopped_early,
+        word_perplexity=None if word is None else exp(word),
+        byte_perplexity=None if byte is None else exp(byte),
+        bits_per_byte=None if byte is None else byte / math.log(2),
+        text_tokens=sum(map(len, plan.tokens)),
+        corpus_note=corpus.note,
+    )
+
+
+def _note(run: int, in_all: int, stopped: bool) -> str:
+    if stopped:
+        return f"stopped after {run} of {in_all} windows: broken for certain; the value is not comparable"
+    return "" if run == in_all else f"{run} of {in_all} windows: not comparable with a complete run"
+
+
+def exp(nats: float) -> float:
+    """e to the ``nats``, infinity where that overflows."""
+    return math.exp(nats) if nats < 700 else math.inf if nats == nats else math.nan
+
+
+def _per(total: float, n: int | None) -> float | None:
+    return total / n if n else None
+
+
 def _segments(
-    corpus: Corpus,
-    tokens: Sequence[Sequence[int]],
-    windows: Sequence[Window],
-    sums: Sequence[float],
-    first: int,
-    vocab: int,
+    corpus: Corpus, plan: Plan, numbers: Sequence[int], sums: Sequence[float], vocab: int
 ) -> tuple[SegmentLoss, ...]:
     found = []
     for number, segment in enumerate(corpus.segments):
-        mine = [i for i, window in enumerate(windows) if window.segment == number]
-        scored = [token for i in mine for token in windows[i].ids[first:]]
+        mine = [(i, s) for i, s in zip(numbers, sums, strict=True) if plan.windows[i].segment == number]
+        windows = [plan.windows[i] for i, _ in mine]
+        scored = [token for window in windows for token in window.ids[window.first :]]
         if not scored:
             continue
         found.append(
             SegmentLoss(
                 name=segment.name,
-                nll=math.fsum(sums[i] for i in mine) / len(scored),
+                nll=aggregate(windows, [s for _, s in mine]),
                 tokens=len(scored),
-                unigram_nll=unigram_nll(tokens[number], scored, vocab),
+                unigram_nll=unigram_nll(plan.tokens[number], scored, vocab),
                 uniform_nll=math.log(vocab),
-                window_nlls=tuple(sums[i] / (len(windows[i].ids) - first) for i in mine),
+                window_nlls=tuple(s / window.scored for window, (_, s) in zip(windows, mine, strict=True)),
+                window_tokens=tuple(window.scored for window in windows),
+                window_numbers=tuple(i for i, _ in mine),
             )
         )
     return tuple(found)
 
 
-def _standard_error(windows: Sequence[Window], sums: Sequence[float], first: int) -> float | None:
+def standard_error(windows: Sequence[Window], sums: Sequence[float]) -> float | None:
     """Standard error (nats) of the token-weighted mean, windows as clusters within segments; None from one window.
 
     Per segment of W windows: W / (W - 1) * sum over windows of (their loss - mean loss * their tokens)^2; the root of
     the sum over segments, over all tokens.
     """
-    total = sum(len(window.ids) - first for window in windows)
+    total = sum(window.scored for window in windows)
     squares, known = 0.0, False
     for number in sorted({window.segment for window in windows}):
         mine = [i for i, window in enumerate(windows) if window.segment == number]
         if len(mine) < 2:
             continue
         known = True
-        n_tokens = [len(windows[i].ids) - first for i in mine]
+        n_tokens = [windows[i].scored for i in mine]
         mean = math.fsum(sums[i] for i in mine) / sum(n_tokens)
         spread = math.fsum((sums[i] - mean * n) ** 2 for i, n in zip(mine, n_tokens, strict=True))
         squares += spread * len(mine) / (len(mine) - 1)

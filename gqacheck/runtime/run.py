@@ -1,23 +1,74 @@
-"""Rebuild a checkpoint, run it on text, and hand back what happened as plain facts."""
+"""Rebuild a checkpoint, run it on text, and hand back what happened as plain facts.
+
+The child is run first, then the base in its place: both are rarely in memory together. What the comparison needs of
+the child stays behind (``Left``).
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from gqacheck.checkpoint import Checkpoint
-from gqacheck.errors import GqacheckError, MissingDependency, UsageError
-from gqacheck.geometry.facts import Geometry
-from gqacheck.geometry.outcomes import Perplexity, RuntimeFacts
+from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.geometry.facts import Geometry, Subject
+from gqacheck.geometry.outcomes import Consistency, Perplexity, RuntimeFacts
+from gqacheck.runtime.running import (
+    Progress,
+    Request,
+    Running,
+    borrowed,
+    check_device,
+    choose_dtype,
+    rebuilt,
+    require_run_extra,
+)
 
 if TYPE_CHECKING:
-    import torch
-
     from gqacheck.runtime.corpus import Corpus
+    from gqacheck.runtime.generation import Drawn
+    from gqacheck.runtime.protocols import Plan
+    from gqacheck.runtime.relative import Footprint
+    from gqacheck.runtime.tokenizer import TextEncoder
 
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done (``weights``, a corpus name), how many steps are done, and of how many."""
+__all__ = ["Left", "Progress", "Request", "run_check", "run_child", "run_model"]
+
+
+@dataclass(slots=True)
+class Left:
+    """What a model that is gone leaves behind for the comparison with its base, per corpus in the order asked."""
+
+    encoder: TextEncoder | None = None
+    corpora: list[Corpus] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    footprints: list[Footprint | None] = field(default_factory=list)
+    drawn: Drawn | None = None
+
+
+def run_check(subject: Subject, request: Request, *, pairing_broken: bool = False) -> RuntimeFacts:
+    """What happened when the checkpoint ran, and beside its base when the subject has one.
+
+    pairing_broken: whether lineage gave errors on the pairing (GQA601 to 605, 608); it is then said where the
+    perplexity comes from.
+
+    Raises:
+        UsageError, ReadError, MissingTokenizer, CannotRun, MissingDependency: as ``run_model`` says.
+    """
+    base = subject.base
+    facts, left = run_child(
+        subject.checkpoint, subject.geometry, request, beside=base.checkpoint if base is not None else None
+    )
+    if base is None or facts.failure is not None:
+        return facts
+    from gqacheck.rules.perplexity import worse_than_guessing
+    from gqacheck.runtime.beside import run_beside
+
+    explain = pairing_broken or any(worse_than_guessing(perplexity) for perplexity in facts.perplexities)
+    return run_beside(subject, base, facts, left, request, explain=explain, pairing_broken=pairing_broken)
 
 
 def run_model(
@@ -25,19 +76,13 @@ def run_model(
     geometry: Geometry,
     *,
     corpora: Sequence[str] = ("smoke",),
-    tokenizer: str | None = None,
-    device: str | None = "cpu",
-    dtype: str | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> RuntimeFacts:
     """What happened when the checkpoint was rebuilt and read ``corpora``: perplexities, or the failure in a sentence.
 
-    corpora: ``smoke``, or paths of text files, each with ``@windows-N`` if wanted. dtype: ``float32``, ``bfloat16``,
-    ``float16`` or ``auto`` (the file's own); by default the file's own on a GPU and float32 on a CPU, where half
-    precision is slow. limit: windows per corpus at most. Nothing is random today; ``seed`` fixes what will be.
+    corpora: as ``--ppl`` takes them, ``CORPUS[@PROTOCOL]`` each. options: those of ``Request``. dtype: ``float32``,
+    ``bfloat16``, ``float16`` or ``auto`` (the file's own); by default the file's own on a GPU and float32 on a CPU,
+    where half precision is slow. limit: windows per corpus at most. Every window is read unless ``stop_early``.
 
     Raises:
         UsageError: an unknown corpus, device or dtype.
@@ -47,141 +92,250 @@ def run_model(
         MissingDependency: torch or transformers is not installed.
     """
     require_run_extra("--ppl")
+    return run_child(checkpoint, geometry, Request(tuple(corpora), **{"stop_early": False, **options}))[0]
+
+
+def run_child(
+    checkpoint: Checkpoint, geometry: Geometry, request: Request, *, beside: Checkpoint | None = None
+) -> tuple[RuntimeFacts, Left]:
+    """The facts of one run, and what is kept of the model when its base will be run ``beside`` it.
+
+    A checkpoint without a tokenizer is read with the base's.
+
+    Raises: as ``run_model``.
+    """
+    require_run_extra("--ppl" if request.corpora else "--generate" if request.generate else "--consistency")
     import torch
 
     from gqacheck.runtime.configure import CannotRun, one_line
-    from gqacheck.runtime.corpus import load_corpus
-    from gqacheck.runtime.perplexity import Tally, measure_perplexity
     from gqacheck.runtime.quiet import quiet_and_offline
-    from gqacheck.runtime.rebuild import rebuild
-    from gqacheck.runtime.skeleton import refuse
-    from gqacheck.runtime.tokenizer import make_encoder, open_tokenizer
 
     started = time.perf_counter()
-    where = check_device(device)
-    wanted = choose_dtype(checkpoint, dtype, where)
-    if (limit is not None and limit < 1) or (batch_size is not None and batch_size < 1):
-        raise UsageError("limit and batch_size count windows: give at least 1")
-    texts = [load_corpus(name) for name in corpora]
-    _refuse_twice(texts)
-    tally = Tally()
-    found: list[Perplexity] = []
-    notes: tuple[str, ...] = ()
-    failure: str | None = None
-    stage: str | None = None
+    _refuse_numbers(request)
+    where = check_device(None if request.device_map else request.device)
+    left = Left(corpora=_load_corpora(request.corpora))
+    gathered = _Gathered()
     with quiet_and_offline(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(request.seed)
         try:
-            refuse(checkpoint, geometry)  # before the tokenizer: what cannot be run at all needs none
-            encoder = make_encoder(open_tokenizer(checkpoint, tokenizer))
-            rebuilt = rebuild(checkpoint, geometry, dtype=wanted, device=where, progress=progress)
-            notes = rebuilt.notes
-            for text in texts:
-                found.append(
-                    measure_perplexity(
-                        rebuilt.model,
-                        encoder,
-                        text,
-                        tally=tally,
-                        batch_size=batch_size,
-                        limit=limit,
-                        progress=progress,
-                    )
-                )
+            with opened(checkpoint, geometry, request, gathered, beside) as running:
+                left.encoder = running.encoder
+                gathered.notes += running.notes
+                gathered.where, gathered.dtype = running.device, running.dtype
+                _measure_all(checkpoint, geometry, running, request, left, gathered, beside=beside is not None)
         except CannotRun as error:
             if not error.supported:
                 raise
-            failure, stage = str(error), error.stage
+            gathered.failure, gathered.stage = str(error), error.stage
         except (GqacheckError, MemoryError, OSError):
             raise
         except torch.OutOfMemoryError as error:
-            raise CannotRun(f"{where} has not enough memory: try --batch-size 1 or --device cpu") from error
+            raise CannotRun(_out_of_memory(where)) from error
         except Exception as error:  # a forward pass raises whatever the stack raises: that is what is reported
-            failure, stage = f"the forward pass raises {type(error).__name__}: {one_line(error)}", "forward"
-    return RuntimeFacts(
-        perplexities=tuple(found),
-        failure=failure,
-        failure_stage=stage,
-        non_finite=tally.non_finite,
-        logits_seen=tally.logits,
-        notes=notes,
-        device=where,
-        dtype=str(wanted).removeprefix("torch."),
-        seconds=time.perf_counter() - started,
+            if "DefaultCPUAllocator: can't allocate memory" in str(error):
+                raise CannotRun(_out_of_memory(where)) from error
+            gathered.failure = f"{gathered.doing} raises {type(error).__name__}: {one_line(error)}"
+            gathered.stage = "forward"
+    return gathered.facts(request, time.perf_counter() - started), left
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Facts on the way."""
+
+    doing: str = "the forward pass"
+    where: str = "cpu"
+    dtype: str = "float32"
+    notes: tuple[str, ...] = ()
+    perplexities: list[Perplexity] = field(default_factory=list)
+    consistency: Consistency | None = None
+    logits: int = 0
+    non_finite: int = 0
+    failure: str | None = None
+    stage: str | None = None
+
+    def facts(self, request: Request, seconds: float) -> RuntimeFacts:
+        asked = {"ppl": request.corpora, "generation": request.generate, "consistency": request.consistency}
+        return RuntimeFacts(
+            perplexities=tuple(self.perplexities),
+            failure=self.failure,
+            failure_stage=self.stage,
+            non_finite=self.non_finite,
+            logits_seen=self.logits,
+            notes=self.notes,
+            device=self.where,
+            dtype=self.dtype,
+            seconds=seconds,
+            problem=_same_digits(self.perplexities),
+            consistency=self.consistency,
+            asked=frozenset(name for name, wanted in asked.items() if wanted),
+        )
+
+
+@contextmanager
+def opened(
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    request: Request,
+    gathered: _Gathered,
+    beside: Checkpoint | None,
+) -> Iterator[Running]:
+    """The child's model with its tokenizer: the live module of the request, or one rebuilt from the checkpoint."""
+    from gqacheck.runtime.skeleton import refuse
+    from gqacheck.runtime.tokenizer import MissingTokenizer, make_encoder, open_tokenizer
+
+    if request.live is not None:
+        if request.live_tokenizer is None and (request.corpora or request.generate):
+            raise UsageError("a live model is run on text with its tokenizer: check_model(model, tokenizer, ...)")
+        encoder = None if request.live_tokenizer is None else make_encoder(request.live_tokenizer)
+        with borrowed(request.live, encoder) as running:
+            yield running
+        return
+    where = check_device(None if request.device_map else request.device)
+    dtype = choose_dtype(checkpoint, request.dtype, where)
+    gathered.where, gathered.dtype = where, str(dtype).removeprefix("torch.")
+    refuse(checkpoint, geometry)  # before the tokenizer: what cannot be run at all needs none
+    encoder = None
+    if request.corpora or request.generate:
+        try:
+            encoder = make_encoder(open_tokenizer(checkpoint, request.tokenizer))
+        except MissingTokenizer:
+            if request.tokenizer is not None or beside is None or beside.tokenizer is None:
+                raise
+            encoder = make_encoder(open_tokenizer(beside))
+            gathered.notes += ("no tokenizer is stored with this file: it was read with the base's",)
+    with rebuilt(checkpoint, geometry, request, dtype=dtype, encoder=encoder) as running:
+        yield running
+
+
+def _measure_all(
+    checkpoint: Checkpoint,
+    geometry: Geometry,
+    running: Running,
+    request: Request,
+    left: Left,
+    gathered: _Gathered,
+    *,
+    beside: bool,
+) -> None:
+    from gqacheck.runtime.scoring import Tally
+
+    tally = Tally()
+    try:
+        for corpus in left.corpora:
+            gathered.perplexities.append(_measure_one(running, corpus, request, left, tally, beside=beside))
+    finally:
+        gathered.logits, gathered.non_finite = tally.logits, tally.non_finite
+    if not (request.generate or request.consistency) or tally.non_finite:
+        return  # of a model that gives NaN no further question is asked: GQA702 says it
+    from gqacheck.runtime.cache_indices import adopt_cache_indices
+
+    if request.consistency:
+        from gqacheck.runtime.consistency import measure_consistency
+
+        gathered.doing = "the consistency check"
+        gathered.consistency = measure_consistency(
+            running.model,
+            ids=_some_ids(running),
+            encoder=running.encoder,
+            checkpoint=None if request.live is not None else checkpoint,
+            geometry=geometry,
+            seed=request.seed,
+            progress=request.progress,
+        )
+    if request.generate:
+        from gqacheck.runtime.generation import draw
+
+        gathered.doing = "generation"
+        assert running.encoder is not None
+        with adopt_cache_indices(running.model, checkpoint, geometry) as note:
+            left.drawn = draw(running.model, running.encoder.tokenizer, seed=request.seed, progress=request.progress)
+        gathered.notes += (note,) if note else ()
+
+
+def _measure_one(
+    running: Running, corpus: Corpus, request: Request, left: Left, tally: Any, *, beside: bool
+) -> Perplexity:
+    from gqacheck.runtime.bos import with_bos
+    from gqacheck.runtime.perplexity import chosen_windows, measure_perplexity, plan_corpus
+    from gqacheck.runtime.relative import Footprint, sample_positions
+    from gqacheck.runtime.scoring import head_of
+
+    assert running.encoder is not None
+    plan = plan_corpus(running.model, running.encoder, corpus)
+    left.plans.append(plan)
+    footprint = None
+    if beside:
+        weight = running.model.get_output_embeddings().weight
+        numbers = chosen_windows(plan, request.limit)
+        row = weight.shape[-1] * weight.element_size()
+        footprint = Footprint(sample_positions(plan, numbers, row), head_of(running.model))
+    left.footprints.append(footprint)
+    found = measure_perplexity(
+        running.model,
+        running.encoder,
+        corpus,
+        tally=tally,
+        batch_size=request.batch_size,
+        limit=request.limit,
+        stop_early=request.stop_early,
+        plan=plan,
+        observe=footprint.observe if footprint is not None else None,
+        progress=request.progress,
     )
+    return replace(found, bos_value=with_bos(running, corpus, found))
 
 
-def require_run_extra(feature: str) -> None:
-    """Nothing, when torch and transformers can be imported.
+def _some_ids(running: Running) -> list[int] | None:
+    """The beginning of the built-in text in ids that the model has rows for; None without a tokenizer."""
+    if running.encoder is None:
+        return None
+    from gqacheck.runtime.corpus import SMOKE, load_corpus
 
-    Raises:
-        MissingDependency: naming the extra.
-    """
-    try:
-        import torch
-        import transformers
-    except ModuleNotFoundError as error:
-        raise MissingDependency(feature, "run") from error
-    del torch, transformers
+    text = load_corpus(SMOKE).segments[0].text
+    ids = [*running.encoder.prefix, *running.encoder.encode(text[:4000])]
+    return ids if max(ids, default=0) < int(running.model.get_input_embeddings().weight.shape[0]) else None
 
 
-def check_device(device: str | None) -> str:
-    """The device's name, when it exists here.
+def _load_corpora(asked: Sequence[str]) -> list[Corpus]:
+    if not asked:
+        return []
+    from gqacheck.runtime.corpus import load_corpus
 
-    Raises:
-        UsageError: no such device, or not on this machine.
-    """
-    import torch
-
-    name = device or "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}: use cpu, cuda, cuda:N or mps") from error
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(f"device {name} was asked for, but torch sees no CUDA device here: use --device cpu")
-        index = torch.device(name).index
-        if index is not None and index >= torch.cuda.device_count():
-            raise UsageError(
-                f"device {name} was asked for, but there are only {torch.cuda.device_count()} CUDA devices"
-            )
-    elif kind == "mps":
-        if not torch.backends.mps.is_available():
-            raise UsageError(f"device {name} was asked for, but it is not available here: use --device cpu")
-    elif kind != "cpu":
-        raise UsageError(f"device {name} is not supported: use cpu, cuda, cuda:N or mps")
-    return name
-
-
-def choose_dtype(checkpoint: Checkpoint, asked: str | None, device: str) -> torch.dtype:
-    """The dtype to compute in; the file's own is that of most of its weights, float32 when they are 8 bits wide.
-
-    Raises:
-        UsageError: ``asked`` is no dtype to compute in.
-    """
-    import torch
-
-    from gqacheck.runtime.weights import is_floating
-
-    if asked not in (None, "auto", "float32", "float16", "bfloat16", "float64"):
-        raise UsageError(f"unknown dtype {asked!r}: use float32, bfloat16, float16 or auto")
-    if asked not in (None, "auto"):
-        return getattr(torch, str(asked))  # type: ignore[no-any-return]
-    if asked is None and torch.device(device).type == "cpu":
-        return torch.float32
-    sizes: dict[str, int] = {}
-    for info in checkpoint.tensors.values():
-        if is_floating(info.dtype) and info.kind != "buffer":
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.numel
-    most = max(sizes, key=lambda name: sizes[name], default="float32")
-    return torch.float32 if most.startswith("float8") else getattr(torch, most)
-
-
-def _refuse_twice(texts: Sequence[Corpus]) -> None:
-    seen: dict[tuple[str, int], str] = {}
-    for text in texts:
-        key = (text.fingerprint, text.window)
+    corpora = [load_corpus(name) for name in asked]
+    seen: dict[tuple[str, str], str] = {}
+    for corpus in corpora:
+        key = (corpus.fingerprint, corpus.protocol.name)
         if key in seen:
-            raise UsageError(f"corpora {seen[key]} and {text.name} are the same text: reading it twice proves nothing")
-        seen[key] = text.name
+            raise UsageError(
+                f"corpora {seen[key]} and {corpus.name} are the same text: reading it twice proves nothing"
+            )
+        seen[key] = corpus.name
+    return corpora
+
+
+def _same_digits(measured: Sequence[Perplexity]) -> str:
+    """Why two values cannot both be right, "" when nothing speaks against them.
+
+    A model that says the same of every token has the same perplexity on everything: its vocabulary's size.
+    """
+    for number, one in enumerate(measured):
+        for other in measured[:number]:
+            same = one.protocol_name == other.protocol_name and one.value == other.value
+            if same and math.isfinite(one.value) and abs(one.value / one.vocab_size - 1) > 1e-6:
+                return (
+                    f"corpora {other.corpus} and {one.corpus} gave the same digits ({one.value:.10g}): the same text "
+                    "was read twice, so one of them was not measured"
+                )
+    return ""
+
+
+def _refuse_numbers(request: Request) -> None:
+    if (request.limit is not None and request.limit < 1) or (request.batch_size is not None and request.batch_size < 1):
+        raise UsageError("limit and batch_size count windows: give at least 1")
+
+
+def _out_of_memory(where: str) -> str:
+    if where.startswith("cuda"):
+        return f"{where} has not enough memory: try --batch-size 1, --dtype bfloat16, --device-map auto or --device cpu"
+    return "the machine has not enough memory: try --batch-size 1 or --dtype bfloat16"

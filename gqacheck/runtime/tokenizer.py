@@ -42,8 +42,53 @@ class TextEncoder:
         Raises:
             ReadError: the tokenizer fails on the text.
         """
+        return self._encode(text, add_special_tokens=False)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of ``text`` with all that the tokenizer itself adds to one, as ``tokenizer(text)`` gives them.
+
+        Raises:
+            ReadError: the tokenizer fails on the text.
+        """
+        return self._encode(text)
+
+    def encode_document(self, text: str) -> list[int]:
+        """The ids of one of many documents: ``encode_whole``, unless the text itself begins with BOS.
+
+        Raises:
+            ReadError: the tokenizer fails on the text.
+        """
+        bos = self.special("bos")
+        written = self.tokenizer.decode([bos]) if bos is not None else ""
+        return self.encode(text) if written and text.startswith(written) else self.encode_whole(text)
+
+    def special(self, name: str) -> int | None:
+        """The id of the tokenizer's ``bos``, ``eos`` or ``pad`` token, None when it has none."""
+        found = getattr(self.tokenizer, f"{name}_token_id", None)
+        return found if isinstance(found, int) else None
+
+    def rolling_prefix(self) -> int:
+        """What stands before a document that must be scored from its first token: BOS, or EOS where there is none.
+
+        Raises:
+            ReadError: the tokenizer has neither.
+        """
+        bos = self.special("bos")
+        found = self.special("eos") if bos is None else bos
+        if found is None:
+            raise ReadError(
+                "this protocol puts BOS or EOS before each document and the tokenizer has neither: use windows-512"
+            )
+        return found
+
+    def name_of(self, token: int) -> str:
+        """``BOS``, ``EOS`` or ``token 7``."""
+        names = {self.special("eos"): "EOS", self.special("bos"): "BOS"}
+        return names.get(token, f"token {token}")
+
+    def _encode(self, text: str, **options: bool) -> list[int]:
         try:
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
+            return list(self.tokenizer.encode(text, **options))
         except BaseException as error:  # whatever a third-party tokenizer raises; a panic in Rust is no Exception
             pass_on(error)
             raise ReadError(f"the tokenizer cannot encode the text: {one_line(error)}") from error

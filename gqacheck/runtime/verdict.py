@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.origins import NOWHERE, Channels, Heads, Lineage
-from gqacheck.geometry.outcomes import Perplexity, RuntimeFacts
-from gqacheck.rules.runtime import ppl_broken
+from gqacheck.geometry.outcomes import Perplexity
+from gqacheck.rules.perplexity import worse_than_guessing
 from gqacheck.text import printable_list
 
 Verdict: TypeAlias = Literal["pairing", "over-pruned", "loader", "base-broken", "fine"]
@@ -80,18 +80,14 @@ def judge(runs: Runs, *, pairing_broken: bool) -> Verdict | None:
 
 def line_up(parent: Subject, base: Perplexity, masked: Perplexity, child: Perplexity, *, exact: bool) -> Runs:
     """The three of one corpus, with segments left out on which the parent shows nothing (its language is another)."""
-    healthy = [
-        number
-        for number, segment in enumerate(base.segments)
-        if not _is_broken(parent, replace(base, segments=(segment,)))
-    ]
+    healthy = [number for number, segment in enumerate(base.segments) if not worse_than_guessing(base, segment)]
     if not healthy:
         return Runs(base, masked, child, base_broken=True, exact=exact)
     left_out = tuple(segment.name for number, segment in enumerate(base.segments) if number not in healthy)
     base, masked, child = (
         replace(run, segments=tuple(run.segments[number] for number in healthy)) for run in (base, masked, child)
     )
-    return Runs(base, masked, child, False, _is_broken(parent, masked), left_out, exact)
+    return Runs(base, masked, child, False, worse_than_guessing(masked), left_out, exact)
 
 
 def all_exact(lineage: Lineage) -> bool:
@@ -173,9 +169,3 @@ def remarks(runs: Runs, verdict: Verdict, *, pairing_broken: bool) -> list[str]:
     if runs.base.vocab_size != runs.child.vocab_size:
         said.append(f"the parent predicts {runs.base.vocab_size} tokens, this file {runs.child.vocab_size}")
     return said
-
-
-def _is_broken(parent: Subject, measured: Perplexity) -> bool:
-    """Whether GQA703 would fire on the parent with this perplexity."""
-    subject = replace(parent, runtime=RuntimeFacts(perplexities=(measured,)))
-    return next(ppl_broken(subject), None) is not None

@@ -459,7 +459,7 @@ def live(sketch: Sketch) -> Any:
 
 
 def test_live_model_is_read_like_its_file(tmp_path: Path) -> None:
-    from gqacheck.pipeline import check, check_model
+    from gqacheck.api import check, check_model
 
     sketch = truncated()
     model = live(sketch)

@@ -17,7 +17,8 @@ def test_smoke_corpus_has_three_segments_and_the_promised_sizes():
     assert list(sizes) == ["english", "chinese", "code"]
     assert sizes["english"] >= 24 * 1024
     assert sizes["chinese"] + sizes["code"] >= 8 * 1024
-    assert corpus.window == 512
+    assert corpus.protocol.name == "windows-512"
+    assert (corpus.known, corpus.note) == ("smoke", "")
 
 
 def test_text_file_is_read_whole_and_its_fingerprint_is_the_sha256_of_its_text(tmp_path):
@@ -61,28 +62,61 @@ def test_text_file_that_is_too_large_a_folder_or_a_pipe_gives_one_sentence(tmp_p
         load_corpus(str(tmp_path / "pipe.txt"))
 
 
-@pytest.mark.parametrize("name", ["wikitext2", "ptb", "c4", "PTB"])
-def test_corpus_that_is_not_built_in_yet_says_how_to_give_a_file(name):
-    with pytest.raises(ReadError, match=r"not built in yet.*--ppl"):
+@pytest.mark.parametrize("name", ["ptb", "c4"])
+def test_corpus_that_needs_a_file_says_which_and_how(name):
+    with pytest.raises(ReadError, match=rf"--ppl {name}=FILE") as caught:
         load_corpus(name)
+    assert "\n" not in str(caught.value)
 
 
-def test_corpus_that_nobody_knows_is_a_usage_error_and_a_missing_file_a_read_error():
-    with pytest.raises(UsageError, match="unknown corpus 'smok'"):
-        load_corpus("smok")
+@pytest.mark.parametrize(
+    ("word", "meant"), [("smok", "smoke"), ("wikitext", "wikitext2"), ("PTB", "ptb"), ("pile", "")]
+)
+def test_corpus_that_nobody_knows_is_a_usage_error_and_a_missing_file_a_read_error(word, meant):
+    with pytest.raises(
+        UsageError, match=f"unknown corpus '{word}': " + (rf"did you mean {meant}\?" if meant else "use")
+    ):
+        load_corpus(word)
     with pytest.raises(ReadError, match="no such text file"):
         load_corpus("nowhere/text.txt")
 
 
 def test_protocol_after_the_at_sign_sets_the_window(tmp_path):
-    assert load_corpus("smoke@windows-128").window == 128
+    assert load_corpus("smoke@windows-128").protocol.positions == 128
     odd = tmp_path / "a@b.txt"
     odd.write_text("some text")
-    assert load_corpus(str(odd)).window == 512
-    assert load_corpus(f"{odd}@windows-64").window == 64
+    assert load_corpus(str(odd)).protocol.positions == 512
+    assert load_corpus(f"{odd}@windows-64").protocol.positions == 64
+    assert load_corpus(f"{odd}@lm-eval").name == str(odd)
 
 
-@pytest.mark.parametrize("asked", ["smoke@gptq-2048", "smoke@windows-8", "smoke@windows-999999", "smoke@strides"])
+@pytest.mark.parametrize("asked", ["smoke@gptq2048", "smoke@windows-8", "smoke@windows-999999", "smoke@strides"])
 def test_protocol_that_is_not_known_is_a_usage_error(asked):
-    with pytest.raises(UsageError, match="unknown protocol"):
+    with pytest.raises(UsageError, match=r"unknown protocol|positions"):
         load_corpus(asked)
+
+
+@pytest.mark.parametrize("protocol", ["windows-64", "gptq-2048", "llm-pruner-128", "hf-stride", "lm-eval", "llama.cpp"])
+def test_text_file_is_the_same_one_text_under_every_protocol(protocol, tmp_path):
+    (tmp_path / "t.txt").write_text("= A =\n\n text @-@ text \n")
+    corpus = load_corpus(f"{tmp_path}/t.txt@{protocol}")
+    assert corpus.segments[0].rows == ("= A =\n\n text @-@ text \n",)
+    assert corpus.segments[0].originals == ()
+
+
+def test_text_file_with_options_of_a_table_is_a_usage_error(tmp_path):
+    (tmp_path / "t.txt").write_text("text")
+    with pytest.raises(UsageError, match=r"is plain text, without columns or rows: leave out \?column"):
+        load_corpus(f"{tmp_path}/t.txt?column=text")
+    (tmp_path / "t.txt.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UsageError, match="is compressed text: decompress it first"):
+        load_corpus(f"{tmp_path}/t.txt.gz")
+
+
+def test_rows_of_a_data_file_are_joined_by_an_empty_line_and_the_note_says_so(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": "x", "b": "1"}\n{"a": "y", "b": "2"}\n')
+    corpus = load_corpus(f"{tmp_path}/t.jsonl?column=b@windows-64")
+    assert corpus.segments[0].text == "1\n\n2"
+    assert corpus.note == "2 rows, an empty line between two"
+    assert corpus.name == f"{tmp_path}/t.jsonl?column=b"
+    assert load_corpus(corpus.name).fingerprint == corpus.fingerprint == hashlib.sha256(b"1\n\n2").hexdigest()

@@ -23,9 +23,9 @@ from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.measure import measure
 from gqacheck.geometry.origins import Lineage
 from gqacheck.lineage.trace import trace_lineage
-from gqacheck.runtime import counterfactual, rebuild
-from gqacheck.runtime.counterfactual import explain_perplexity
-from gqacheck.runtime.run import run_model
+from gqacheck.runtime import beside, rebuild
+from gqacheck.runtime.beside import run_beside
+from gqacheck.runtime.run import Request, run_child
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 HELDOUT = str(FIXTURES / "heldout.txt")
@@ -42,16 +42,22 @@ def lineage_of(child, parent):
     return trace_lineage(child.checkpoint, child.geometry, parent.checkpoint, parent.geometry)
 
 
-def explained(child, parent, *, corpora=(HELDOUT,), lineage=None, pairing_broken=None, facts=None, **options):
-    """Counterfactuals, notes and what the child's own run gave."""
+def ran(child, parent=None, *, corpora=(HELDOUT,), **options):
+    """The child's own facts, and what it left behind."""
+    request = Request(tuple(corpora), stop_early=False, **options)
+    return run_child(child.checkpoint, child.geometry, request, beside=(parent or child).checkpoint)
+
+
+def explained(child, parent, *, corpora=(HELDOUT,), lineage=None, pairing_broken=None, before=None, **options):
+    """Counterfactuals, notes on them and what the child's own run gave."""
     lineage = lineage or lineage_of(child, parent)
-    facts = facts or run_model(child.checkpoint, child.geometry, corpora=corpora, **options)
+    facts, left = before or ran(child, parent, corpora=corpora, **options)
     broken = any(layer.misread() for layer in lineage.layers) if pairing_broken is None else pairing_broken
-    options.pop("seed", None)
-    found, notes = explain_perplexity(
-        child, parent, lineage, facts.perplexities, corpora=corpora, pairing_broken=broken, **options
-    )
-    return found, notes, facts
+    request = Request(tuple(corpora), stop_early=False, **options)
+    child = replace(child, lineage=lineage)
+    after = run_beside(child, parent, facts, left, request, explain=True, pairing_broken=broken)
+    assert after.notes[: len(facts.notes)] == facts.notes
+    return after.counterfactuals, after.notes[len(facts.notes) :], facts
 
 
 @pytest.fixture
@@ -121,8 +127,8 @@ def test_child_whose_blocks_disagree_is_explained_by_its_pairing_when_a_rule_say
 
 def test_identical_child_is_fine_and_its_parent_is_measured_once(zoo_case, monkeypatch):
     measured = []
-    real = counterfactual._measure
-    monkeypatch.setattr(counterfactual, "_measure", lambda *args: measured.append(1) or real(*args))
+    real = beside._measure
+    monkeypatch.setattr(beside, "_measure", lambda *args: measured.append(1) or real(*args))
     (found,), _, _ = zoo_case("llama-base-folder")
     assert (found.verdict, found.base, found.masked) == ("fine", found.child, found.child)
     assert len(measured) == 1
@@ -210,15 +216,14 @@ def test_windows_that_the_parent_cannot_read_are_a_note(tiny_pair, text):
     child, parent = tiny_pair(parent={"max_position_embeddings": 128})
     found, (note,), _ = explained(child, parent, corpora=(text,))
     assert found == ()
-    assert "are not compared" in note
+    assert note.endswith("it reads 128 positions, and this file was read in windows of 512")
 
 
-def test_tokenizer_is_the_parents_where_the_child_has_none(tiny_pair, text, tmp_path):
+def test_tokenizer_is_the_parents_where_the_child_has_none(tiny_pair, text):
     child, parent = tiny_pair(child_tokenizer=False)
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,), tokenizer=str(tmp_path / "tokenizer"))
-    found, notes, _ = explained(child, parent, corpora=(text,), facts=facts)
+    found, notes, facts = explained(child, parent, corpora=(text,))
     assert (len(found), notes) == (1, ())
+    assert "no tokenizer is stored with this file: it was read with the base's" in facts.notes
 
 
 def test_parent_without_a_config_is_a_note(tiny_pair, text, tmp_path):
@@ -232,14 +237,14 @@ def test_parent_without_a_config_is_a_note(tiny_pair, text, tmp_path):
 
 def test_forward_of_the_parent_that_raises_is_a_note(tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
+    before = ran(child, corpora=(text,))
     lineage = lineage_of(child, parent)
 
     def fail(*args, **options):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(counterfactual, "_measure", fail)
-    found, (note,), _ = explained(child, parent, corpora=(text,), facts=facts, lineage=lineage)
+    monkeypatch.setattr(beside, "_measure", fail)
+    found, (note,), _ = explained(child, parent, corpora=(text,), before=before, lineage=lineage)
     assert found == ()
     assert "its forward pass raises RuntimeError: mat1 and mat2 shapes cannot be multiplied" in note
 
@@ -248,60 +253,56 @@ def test_forward_of_the_parent_that_raises_is_a_note(tiny_pair, text, monkeypatc
     ("error", "says"),
     [
         (MemoryError(), "it needs more memory than this machine has"),
-        (torch.OutOfMemoryError("no"), "cpu has not enough memory: try --batch-size 1 or --device cpu"),
+        (
+            torch.OutOfMemoryError("no"),
+            "there is not enough memory for it: lower --batch-size, or use --dtype bfloat16",
+        ),
         (FileNotFoundError(2, "gone", "x.bin"), "x.bin: gone"),
         (RecursionError(), "its forward pass raises RecursionError"),
     ],
 )
 def test_parent_that_does_not_fit_or_vanishes_is_a_note(error, says, tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
+    before = ran(child, corpora=(text,))
 
     def fail(*args, **options):
         raise error
 
     lineage = lineage_of(child, parent)
     monkeypatch.setattr(rebuild, "rebuild", fail)
-    found, (note,), _ = explained(child, parent, corpora=(text,), facts=facts, lineage=lineage)
+    found, (note,), _ = explained(child, parent, corpora=(text,), before=before, lineage=lineage)
     assert found == ()
     assert note.startswith(f"the parent could not be run beside this file: {says}")
 
 
-def test_text_that_changed_since_is_a_note(tiny_pair, text):
+def test_child_that_is_no_child_is_a_note_and_nothing_is_masked(tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
-    Path(text).write_text("another text altogether, just as long as it has to be. " * 20)
-    found, (note,), _ = explained(child, parent, corpora=(text,), facts=facts)
-    assert found == ()
-    assert "has changed since" in note
-
-
-def test_child_that_is_no_child_is_a_note_and_nothing_is_run(tiny_pair, text, monkeypatch):
-    child, parent = tiny_pair()
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
-    monkeypatch.setattr(counterfactual, "_explain", None)
+    before = ran(child, corpora=(text,))
+    monkeypatch.setattr(beside, "_masked", None)
     unrelated = Lineage("unrelated", "next to nothing in it is the parent's")
-    found, (note,), _ = explained(child, parent, corpora=(text,), facts=facts, lineage=unrelated)
+    found, (note,), _ = explained(child, parent, corpora=(text,), before=before, lineage=unrelated)
     assert found == ()
     assert note.endswith("next to nothing in it is the parent's")
 
 
 def test_child_that_did_not_run_has_nothing_to_explain(tiny_pair, text):
     child, parent = tiny_pair()
-    facts = replace(run_model(child.checkpoint, child.geometry, corpora=(text,)), perplexities=())
-    assert explained(child, parent, corpora=(text,), facts=facts)[:2] == ((), ())
+    facts, left = ran(child, corpora=(text,))
+    left.plans.clear()
+    before = replace(facts, perplexities=()), left
+    assert explained(child, parent, corpora=(text,), before=before)[:2] == ((), ())
 
 
 def test_option_that_makes_no_sense_raises(tiny_pair, text):
     child, parent = tiny_pair()
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
+    before = ran(child, corpora=(text,))
     with pytest.raises(UsageError, match="device"):
-        explained(child, parent, corpora=(text,), facts=facts, device="nonsense")
+        explained(child, parent, corpora=(text,), before=before, device="nonsense")
 
 
 def test_parent_is_rebuilt_once_and_let_go(tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
-    facts = run_model(child.checkpoint, child.geometry, corpora=(text,))
+    before = ran(child, corpora=(text,))
     made = []
     real = rebuild.rebuild
 
@@ -311,9 +312,9 @@ def test_parent_is_rebuilt_once_and_let_go(tiny_pair, text, monkeypatch):
         return result
 
     monkeypatch.setattr(rebuild, "rebuild", watched)
-    found, _, _ = explained(child, parent, corpora=(text, f"{text}@windows-64"), facts=facts)
+    found, _, _ = explained(child, parent, corpora=(text,), before=before)
     gc.collect()
-    assert len(found) == 1  # as many as the child was measured on
+    assert len(found) == 1
     assert [reference() for reference in made] == [None]
 
 

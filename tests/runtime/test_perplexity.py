@@ -11,14 +11,17 @@ import torch
 from tiny_models import CASES, tiny_ids, tiny_model, tiny_tokenizer
 
 from gqacheck.errors import ReadError
-from gqacheck.runtime import perplexity
+from gqacheck.runtime import scoring
 from gqacheck.runtime.corpus import Corpus, Segment
-from gqacheck.runtime.perplexity import Tally, Window, cut, head_matches_forward, measure_perplexity, token_nlls
+from gqacheck.runtime.perplexity import measure_perplexity, standard_error
+from gqacheck.runtime.protocols import Protocol, Window, cut
+from gqacheck.runtime.scoring import Tally, head_matches_forward, token_nlls
 from gqacheck.runtime.tokenizer import TextEncoder, make_encoder
 
 
 def corpus_of(*texts, window=64):
-    return Corpus("mine", tuple(Segment(f"part{i}", text) for i, text in enumerate(texts)), "0" * 64, window)
+    segments = tuple(Segment(f"part{i}", (text,)) for i, text in enumerate(texts))
+    return Corpus("mine", segments, "0" * 64, Protocol(f"windows-{window}", "windows", window))
 
 
 def prose(words, seed=0):
@@ -33,7 +36,7 @@ def llama():
 
 @pytest.mark.parametrize("name", [*CASES, "cohere2", "granitemoe", "phi"])
 def test_chunked_losses_are_the_models_own_loss(name, monkeypatch):
-    monkeypatch.setattr(perplexity, "chunk_rows", lambda vocab: 7)
+    monkeypatch.setattr(scoring, "chunk_rows", lambda vocab: 7)
     model, ids = tiny_model(name), tiny_ids(24)
     tally = Tally()
     with torch.inference_mode():
@@ -83,7 +86,7 @@ def test_head_that_does_more_than_we_know_of_is_scored_through_the_models_own_fo
 def test_windows_cover_every_token_once_and_score_all_but_the_first(prefix, n_tokens):
     tokens = list(range(100, 100 + n_tokens))
     windows = cut(tokens, prefix, 64)
-    first = perplexity.scored_from(prefix)
+    first = max(1, len(prefix))
     assert all(window[: len(prefix)] == prefix and len(window) <= 64 for window in windows)
     scored = [token for window in windows for token in window[first:]]
     context = [window[0] for window in windows if not prefix]
@@ -153,7 +156,7 @@ def test_standard_error_over_windows_is_the_spread_of_repeated_texts():
     for _ in range(400):
         windows = [Window(0, tuple(range(51))) for _ in range(20)]
         sums = [rng.gauss(3.0, 0.5) * 50 for _ in windows]
-        values.append((sum(sums) / 1000, perplexity._standard_error(windows, sums, 1)))
+        values.append((sum(sums) / 1000, standard_error(windows, sums)))
     means = [mean for mean, _ in values]
     centre = sum(means) / len(means)
     spread = math.sqrt(sum((mean - centre) ** 2 for mean in means) / (len(means) - 1))
@@ -162,7 +165,7 @@ def test_standard_error_over_windows_is_the_spread_of_repeated_texts():
 
 
 def test_standard_error_of_one_window_is_unknown():
-    assert perplexity._standard_error([Window(0, (1, 2, 3))], [4.0], 1) is None
+    assert standard_error([Window(0, (1, 2, 3))], [4.0]) is None
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -193,10 +196,10 @@ def test_text_that_is_too_short_and_ids_beyond_the_vocabulary_are_told(llama):
     encoder = make_encoder(tiny_tokenizer())
     with pytest.raises(ReadError, match="mine has 5 tokens; at least 32"):
         measure_perplexity(llama, encoder, corpus_of("qqqqq"), tally=Tally())
-    beyond = TextEncoder(SimpleNamespace(encode=lambda text, add_special_tokens: [400] * 40), (), "")
+    beyond = TextEncoder(SimpleNamespace(encode=lambda text, add_special_tokens=True: [400] * 40), (), "")
     from gqacheck.runtime.configure import CannotRun
 
-    edge = TextEncoder(SimpleNamespace(encode=lambda text, add_special_tokens: [5] * 39 + [320]), (), "")
+    edge = TextEncoder(SimpleNamespace(encode=lambda text, add_special_tokens=True: [5] * 39 + [320]), (), "")
     with pytest.raises(CannotRun, match="ids up to 320 but the embedding has 320 rows"):
         measure_perplexity(llama, edge, corpus_of("x"), tally=Tally())
     with pytest.raises(CannotRun, match="ids up to 400 but the embedding has 320 rows") as caught:
@@ -231,4 +234,4 @@ def test_logits_are_never_all_in_memory_at_once(monkeypatch):
     corpus = corpus_of(prose(1500), window=512)
     measure_perplexity(model, make_encoder(tiny_tokenizer()), corpus, tally=Tally(), batch_size=8)
     assert largest <= 1024
-    assert perplexity.chunk_rows(128_256) * 128_256 * 4 < 300 << 20
+    assert scoring.chunk_rows(128_256) * 128_256 * 4 < 300 << 20

@@ -7,21 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gqacheck.checkpoint import Checkpoint, Container, TensorInfo
-from gqacheck.geometry.facts import (
-    Attention,
-    Counterfactual,
-    Geometry,
-    Layer,
-    Measured,
-    Mlp,
-    Perplexity,
-    Projection,
-    RuntimeFacts,
-    SegmentLoss,
-    Subject,
-)
+from gqacheck.geometry.facts import Attention, Geometry, Layer, Measured, Mlp, Projection, Subject
 from gqacheck.geometry.families import Family
 from gqacheck.geometry.origins import Channels, Heads, LayerOrigin, Lineage, MlpOrigin, Origin, State
+from gqacheck.geometry.outcomes import Counterfactual, Perplexity, RuntimeFacts, SegmentLoss
 from gqacheck.result import CheckpointReport, ClaimResult, ClaimState, Report, Verdict
 from gqacheck.rules.rule import Finding, Quantity, Rule, Severity, Skipped, Violation
 

@@ -26,6 +26,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pointer.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     (tmp_path / "page.bin").write_text("<html>not found</html>")
     (tmp_path / "held-out.txt").write_text("some text\n")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1\0\0")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "rows.json.gz").write_bytes(b"\x1f\x8b\0\0")
+    (tmp_path / "c4").mkdir()
     (tmp_path / "notes").write_text("模型" * 4000, encoding="utf-8")
     (tmp_path / "model").mkdir()
     (tmp_path / "rules").mkdir()
@@ -59,6 +63,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--ppl org/name", ["org/name"], ["smoke"]),
         ("a.bin --ppl wikitext2", ["a.bin"], ["wikitext2"]),
         ("--ppl wikitext2 a.bin", ["a.bin"], ["wikitext2"]),
+        ("a.bin --ppl wikitext2@llm-pruner-128", ["a.bin"], ["wikitext2@llm-pruner-128"]),
+        ("--ppl wikitext2@gptq-2048", [], ["wikitext2@gptq-2048"]),
+        ("--ppl ptb=held-out.txt a.bin", ["a.bin"], ["ptb=held-out.txt"]),
+        ("--ppl c4=gone.json.gz@gptq-2048 a.bin", ["a.bin"], ["c4=gone.json.gz@gptq-2048"]),
+        ("--ppl c4", [], ["c4"]),
+        ("--ppl datasets:org/name", [], ["datasets:org/name"]),
+        ("--ppl datasets:org/name?split=test a.bin", ["a.bin"], ["datasets:org/name?split=test"]),
+        ("--ppl rows.parquet?column=x@lm-eval a.bin", ["a.bin"], ["rows.parquet?column=x@lm-eval"]),
+        ("--ppl rows.parquet a.bin", ["a.bin"], ["rows.parquet"]),
+        ("--ppl rows.jsonl?rows=3 a.bin", ["a.bin"], ["rows.jsonl?rows=3"]),
+        ("--ppl rows.json.gz a.bin", ["a.bin"], ["rows.json.gz"]),
+        ("--ppl noname@windows-64", ["noname@windows-64"], ["smoke"]),
+        ("--ppl a.bin@gptq-2048", ["a.bin@gptq-2048"], ["smoke"]),
         ("a.bin --ppl=b.bin", ["a.bin"], ["b.bin"]),
         ("--base b.bin --ppl a.bin", ["a.bin"], ["smoke"]),
         ("--ppl -- a.bin", ["a.bin"], ["smoke"]),
@@ -71,7 +88,14 @@ def test_parse_on_ppl_never_swallows_a_checkpoint(line: str, words: list[str], p
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    "line", ["a.bin --ppl b.bin", "a.bin --ppl model", "a.bin --ppl gone.bin", "a.bin --ppl noname"]
+    "line",
+    [
+        "a.bin --ppl b.bin",
+        "a.bin --ppl model",
+        "a.bin --ppl gone.bin",
+        "a.bin --ppl noname",
+        "a.bin --ppl model@lm-eval",
+    ],
 )
 def test_parse_on_a_second_checkpoint_after_ppl_is_a_usage_error_with_a_hint(line: str) -> None:
     with pytest.raises(UsageError, match=r"not a text; to check both, put --ppl last: gqacheck a\.bin \S+ --ppl$"):
@@ -107,13 +131,15 @@ def test_parse_takes_a_first_word_that_is_no_command_for_a_checkpoint(
     ("line", "says"),
     [
         ("explian GQA104", "'explian' is neither a sub-command nor a file or folder here; did you mean explain?"),
-        ("compare a.bin", "the sub-commands are check, repair, export, explain, rules, demo"),
+        ("recover a.bin", "the sub-commands are check, repair, export, "),
         ("repair a.bin --ppl", "there is no option '--ppl'; see gqacheck repair --help"),
         ("repair a.bin -o", "--out needs a value"),
         ("a.bin -o out", "there is no option '-o'"),
         ("a.bin --pp", "there is no option '--pp'; did you mean --ppl?"),
         ("a.bin --lora", "there is no option '--lora'; see gqacheck check --help"),
-        ("a.bin --generate", "there is no option '--generate'"),
+        ("a.bin --generate=3", "--generate takes no value"),
+        ("a.bin --max-ppl-ratio 1", "--max-ppl-ratio takes a number above 1, such as 1.2, not '1'"),
+        ("a.bin --max-ppl-ratio nan", "a number above 1"),
         ("a.bin --target vllm", "there is no option '--target'"),
         ("a.bin -x", "there is no option '-x'"),
         ("a.bin --head-dim", "--head-dim needs a value: --head-dim N"),
@@ -208,12 +234,10 @@ def test_help_of_a_sub_command_shows_its_own_usage(command: str) -> None:
 
 def test_help_offers_nothing_that_is_not_built() -> None:
     for word in (
-        "--generate",
         "--lora",
         "--target",
-        "--consistency",
         "--baseline",
-        "compare",
+        "recover",
     ):
         assert word not in help_text("check")
 
@@ -232,7 +256,7 @@ def test_settings_of_every_kind_read_as_the_command_line_would(tmp_path: Path) -
         head-dim = 64
         ignore = ["GQA011", "mixed-dtype"]
         select = "GQA1,GQA2"
-        ppl = ["smoke", "t.txt"]
+        ppl = ["smoke", "t.txt", "t.txt@lm-eval", "ptb=t.txt?column=a@gptq-2048", "wikitext2"]
         fail-on = "warning"
         quiet = true
     """
@@ -242,7 +266,13 @@ def test_settings_of_every_kind_read_as_the_command_line_would(tmp_path: Path) -
         "head_dim": 64,
         "ignore": ("GQA011", "mixed-dtype"),
         "select": ("GQA1", "GQA2"),
-        "ppl": ("smoke", str(tmp_path / "t.txt")),
+        "ppl": (
+            "smoke",
+            str(tmp_path / "t.txt"),
+            f"{tmp_path / 't.txt'}@lm-eval",
+            f"ptb={tmp_path / 't.txt'}?column=a@gptq-2048",
+            "wikitext2",
+        ),
         "fail_on": "warning",
         "quiet": True,
     }

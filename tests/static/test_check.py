@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +24,11 @@ from report_samples import (
     subject,
 )
 
+from gqacheck.api import UnsoundModelError, assert_sound, check, check_model
 from gqacheck.errors import GqacheckError, MissingDependency, ReadError, UsageError
 from gqacheck.geometry.facts import Geometry, Subject
 from gqacheck.geometry.outcomes import RuntimeFacts
-from gqacheck.pipeline import UNRUNNABLE, Options, UnsoundModelError, assert_sound, check, check_model, check_path
+from gqacheck.pipeline import UNRUNNABLE, Options, check_path
 from gqacheck.result import CheckpointReport, ClaimState, Verdict
 from gqacheck.rules.rule import Rule, Severity, Violation
 from gqacheck.testing.sketch import sketch_llama
@@ -61,14 +62,15 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr("gqacheck.formats.open_checkpoint", lambda path, config=None: opened or checkpoint())
         monkeypatch.setattr(PIPELINE, "_measure", lambda *given: geometry() if measured is None else measured)
 
-        def run_model(*given: object, **more: object) -> RuntimeFacts:
+        def run_check(*given: object, **more: object) -> RuntimeFacts:
             if isinstance(facts, Exception):
                 raise facts
             assert facts is not None, "the model was run"
             return facts
 
         fake = ModuleType("gqacheck.runtime.run")
-        fake.run_model = run_model  # type: ignore[attr-defined]
+        fake.run_check = run_check  # type: ignore[attr-defined]
+        fake.Request = SimpleNamespace  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "gqacheck.runtime.run", fake)
         return check("ckpt.bin", **options)
 
@@ -336,7 +338,7 @@ def test_check_is_callable_however_it_was_imported() -> None:
         "import gqacheck\n"
         "assert gqacheck.check('gone').exit_code == 3\n"
         "assert gqacheck.check('gone').exit_code == 3\n"
-        "from gqacheck.pipeline import check\n"
+        "from gqacheck.api import check\n"
         "assert check('gone').exit_code == 3\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

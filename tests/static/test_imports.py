@@ -30,10 +30,10 @@ ORDER = (
     ("result", "claims"),
     ("lineage",),
     ("runtime",),
-    ("pipeline",),
+    ("pipeline", "api"),
     ("report",),
     ("repair", "export"),
-    ("cli", "arguments", "flags", "settings", "__main__", "pytest_plugin", "demo", "testing"),
+    ("cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "demo", "testing"),
 )
 """Layers of the package, lowest first. A module imports at module level from its own layer and from those below."""
 

@@ -15,7 +15,7 @@ STATIC_CODES = (
 )
 VALUE_CODES = ("GQA504",)
 PAIRING_CODES = tuple(f"GQA{n}" for n in range(601, 609))
-RUNTIME_CODES = ("GQA701", "GQA702", "GQA703")
+RUNTIME_CODES = (*(f"GQA{n}" for n in range(701, 710)), "GQA712")
 
 
 def fixtures(table: str) -> dict[str, int]:

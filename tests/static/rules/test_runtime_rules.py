@@ -1,4 +1,4 @@
-"""GQA701 to GQA703 on runs that went wrong and on runs that nearly did. The facts are made by hand: no torch here."""
+"""GQA701 to GQA704 on runs that went wrong and on runs that nearly did. The facts are made by hand: no torch here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from harness import Case, Cases, Make, cases, fires, silent, skips
 
-from gqacheck.geometry.facts import Subject
-from gqacheck.geometry.outcomes import Perplexity, RuntimeFacts, SegmentLoss
-from gqacheck.rules.runtime import perplexity_text
+from gqacheck.geometry.facts import Expectations, Subject
+from gqacheck.geometry.outcomes import BaseRelative, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.rules.perplexity import band_of, perplexity_text
 from gqacheck.testing.sketch import sketch_llama
 
 VOCAB = 128_256
@@ -40,6 +40,25 @@ def ran(*perplexities: Perplexity, **facts: object) -> Subject:
 
 def failed(stage: str) -> Subject:
     return ran(failure="RuntimeError: shape '[1, 4, -1, 8]' is invalid for input of size 176", failure_stage=stage)
+
+
+def known(value: float, corpus: str = "wikitext2", protocol: str = "llm-pruner-128", **changes: object) -> Perplexity:
+    """A value of a corpus and a protocol that people know bands of; its unigram line is far above."""
+    made = perplexity(segment("text", math.log(value), unigram=11.0), corpus=corpus)
+    return replace(made, protocol_name=protocol, **changes)  # type: ignore[arg-type]
+
+
+def beside(ratio: float, error: float | None = 0.01, **changes: object) -> Perplexity:
+    """A perplexity of ``ratio`` times a base's 20."""
+    relative = BaseRelative(20.0, 20.0 * ratio, ratio, math.log(ratio), error, 1000, 4)
+    return replace(
+        perplexity(segment("text", math.log(20.0 * ratio))),
+        relative=replace(relative, **changes),  # type: ignore[arg-type]
+    )
+
+
+def allowing(ratio: float, subject: Subject) -> Subject:
+    return replace(subject, expect=Expectations(ppl_ratio=ratio))
 
 
 FIRES: Cases = {
@@ -80,10 +99,40 @@ FIRES: Cases = {
                 count=1,
             ),
         ),
+        (
+            "above the band of its corpus and protocol",
+            lambda: Case(ran(known(100.1)), says=["is broken: above 100", "8 to 15"], severity="error"),
+        ),
+        ("far above it", lambda: Case(ran(known(1000.5)), says=["is exploded: above 1,000"])),
+        (
+            "a file in place of the data set",
+            lambda: Case(ran(known(159.85, "wikitext2=wiki.test.raw")), says=["159.9"]),
+        ),
+        (
+            "healthy with BOS",
+            lambda: Case(
+                ran(replace(perplexity(segment("text", 9.0)), bos_value=21.0)),
+                says=["with BOS in front of each window it is 21.00"],
+                fixes=["add_bos_token"],
+            ),
+        ),
         ("a loss that overflows", lambda: Case(ran(perplexity(segment("text", 1e6))), says=["perplexity inf"])),
         (
             "a loss that is NaN with finite logits",
             lambda: Case(ran(perplexity(segment("text", math.nan))), says=["nan"]),
+        ),
+    ],
+    "GQA704": [
+        (
+            "six times the base's",
+            lambda: Case(ran(beside(6.0)), says=["6.00 times", "20.00", "5 times"], severity="error"),
+        ),
+        ("twice the base's", lambda: Case(ran(beside(2.0)), says=["more than 1.5 times"], severity="warning")),
+        ("above what the caller allows", lambda: Case(allowing(1.1, ran(beside(1.2))), severity="error", says=["1.1"])),
+        ("one window", lambda: Case(ran(beside(2.0, None)), severity="warning")),
+        (
+            "worse on what the base reads",
+            lambda: Case(ran(beside(2.0, left_out=("chinese",))), says=["without chinese"], severity="warning"),
         ),
     ],
 }
@@ -112,7 +161,25 @@ NEARLY: Cases = {
             "a segment without a scored token",
             lambda: Case(ran(perplexity(segment("text", 3.0), segment("empty", math.nan, tokens=0)))),
         ),
+        ("just inside the band's line", lambda: Case(ran(known(99.9)))),
+        ("a value above the band by another protocol", lambda: Case(ran(known(150.0, protocol="gptq-2048")))),
+        ("a value above the band on another text", lambda: Case(ran(known(150.0, corpus="held-out.txt")))),
+        ("PTB, which proves nothing", lambda: Case(ran(known(354.0, corpus="ptb")))),
+        ("a part of the windows", lambda: Case(ran(known(150.0, complete=False)))),
+        (
+            "a base that is as bad",
+            lambda: Case(ran(known(150.0, relative=BaseRelative(149.0, 150.0, 1.007, 0.007, 0.01, 9, 3)))),
+        ),
         ("NaN logits, which GQA702 reports", lambda: Case(ran(perplexity(segment("text", math.nan)), non_finite=5))),
+    ],
+    "GQA704": [
+        ("just below one and a half times", lambda: Case(ran(beside(1.49)))),
+        ("better than the base", lambda: Case(ran(beside(0.8)))),
+        ("a difference that chance makes", lambda: Case(ran(beside(2.0, 0.3)))),
+        ("a base that is broken", lambda: Case(ran(beside(1.0), beside(9.0, base_broken=True)))),
+        ("noise, which GQA703 reports", lambda: Case(ran(replace(beside(9.0), segments=(segment("t", 9.0),))))),
+        ("a difference that is no number", lambda: Case(ran(beside(2.0, difference=math.nan)))),
+        ("within what the caller allows", lambda: Case(allowing(1.3, ran(beside(1.29))))),
     ],
 }
 
@@ -127,7 +194,7 @@ def test_rule_on_what_is_nearly_its_fault_is_silent(code: str, make: Make) -> No
     make().silent(code)
 
 
-@pytest.mark.parametrize("code", ["GQA701", "GQA702", "GQA703"])
+@pytest.mark.parametrize("code", ["GQA701", "GQA702", "GQA703", "GQA704"])
 def test_rule_without_a_run_is_skipped(code: str) -> None:
     skips(replace(ran(), runtime=None), code, needs="ppl")
 
@@ -138,6 +205,22 @@ def test_gqa702_without_logits_is_skipped() -> None:
 
 def test_gqa703_without_a_perplexity_is_skipped() -> None:
     skips(failed("forward"), "GQA703", needs="ppl")
+
+
+def test_gqa704_without_a_base_or_beside_a_broken_one_is_skipped() -> None:
+    skips(ran(perplexity(segment("text", 3.0))), "GQA704", needs="base")
+    skips(ran(beside(9.0, base_broken=True)), "GQA704", needs="base")
+
+
+def test_band_belongs_to_its_corpus_protocol_and_complete_runs() -> None:
+    band = band_of(known(12.0))
+    assert band is not None
+    assert (band.healthy, band.broken, band.exploded) == ((8, 15), 100, 1000)
+    ptb = band_of(known(12.0, corpus="ptb=ptb.valid.txt"))
+    assert ptb is not None
+    assert ptb.broken is None
+    assert band_of(known(12.0, protocol="llm-pruner-256")) is None
+    assert band_of(known(12.0, complete=False)) is None
 
 
 def test_gqa703_with_an_empty_segment_beside_a_broken_one_fires() -> None:

@@ -1,0 +1,279 @@
+"""The base run beside a child: what it measures on the same windows, what it thinks of the child's texts, and where
+the child's perplexity comes from. The base is rebuilt once, and gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.geometry.facts import Subject
+from gqacheck.geometry.outcomes import Counterfactual, Generation, Induction, Perplexity, RuntimeFacts
+from gqacheck.rules.perplexity import perplexity_text, worse_than_guessing
+from gqacheck.runtime.counterfactual import explain as explain_perplexities
+from gqacheck.runtime.running import (
+    Request,
+    Running,
+    borrowed,
+    check_device,
+    choose_dtype,
+    labelled,
+    reason_of,
+    rebuilt,
+)
+from gqacheck.text import printable
+
+if TYPE_CHECKING:
+    from gqacheck.runtime.kept import Kept
+    from gqacheck.runtime.relative import Beside
+    from gqacheck.runtime.run import Left
+
+
+@dataclass(slots=True)
+class _Base:
+    """What the base showed, in the order of the child's perplexities."""
+
+    perplexities: list[Perplexity] = field(default_factory=list)
+    besides: list[Beside | None] = field(default_factory=list)
+    masked: list[Perplexity] = field(default_factory=list)
+    generation: Generation | None = None
+    induction: Induction | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run_beside(
+    child: Subject,
+    parent: Subject,
+    facts: RuntimeFacts,
+    left: Left,
+    request: Request,
+    *,
+    explain: bool,
+    pairing_broken: bool,
+) -> RuntimeFacts:
+    """``facts`` of the child with what its base adds to them; a base that cannot be run is a note.
+
+    explain: whether it is asked where the child's perplexities come from; the base is then masked and run again.
+
+    Raises:
+        UsageError: for options that make no sense.
+    """
+    kept, why = _kept(child, parent, request) if explain and facts.perplexities else (None, "")
+    if not (left.plans or left.drawn or facts.consistency):
+        return facts
+    found = _Base(notes=[why] if why else [])
+    try:
+        _run(child, parent, facts, left, request, kept, found)
+    except UsageError:
+        raise
+    except (GqacheckError, OSError, MemoryError, RecursionError) as error:
+        sentence = f"the parent could not be run beside this file: {reason_of(error)}"
+        return replace(facts, notes=(*facts.notes, sentence), generation=_alone(left, facts))
+    return _together(child, parent, facts, left, found, kept, pairing_broken)
+
+
+def _kept(child: Subject, parent: Subject, request: Request) -> tuple[Kept | None, str]:
+    """Which parts of the parent the child has, to mask the others; or the note on why that is not known."""
+    from gqacheck.runtime.kept import kept_of
+
+    lineage = child.lineage
+    if lineage is None or not lineage.compared:
+        reason = lineage.reason if lineage is not None and lineage.reason else "the two were not matched"
+        return None, f"where the perplexity comes from is not known: {reason}"
+    if request.live_base is not None:
+        return None, "where the perplexity comes from is not asked: a live base is never masked"
+    try:
+        return kept_of(lineage, child.geometry, parent.geometry), ""
+    except (GqacheckError, RecursionError) as error:
+        return None, f"where the perplexity comes from is not known: {reason_of(error)}"
+
+
+def _run(
+    child: Subject,
+    parent: Subject,
+    facts: RuntimeFacts,
+    left: Left,
+    request: Request,
+    kept: Kept | None,
+    found: _Base,
+) -> None:
+    import torch
+
+    from gqacheck.runtime.configure import CannotRun, one_line
+    from gqacheck.runtime.quiet import quiet_and_offline
+
+    try:
+        with quiet_and_offline(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            with _opened(child, parent, request, left) as running:
+                _look(running, facts, left, request, found)
+                if kept is not None and not kept.whole and facts.perplexities:
+                    found.masked = _masked(running, facts, left, request, kept, found)
+                elif kept is not None:
+                    found.masked = list(found.perplexities)
+    except (GqacheckError, MemoryError, OSError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise CannotRun("there is not enough memory for it: lower --batch-size, or use --dtype bfloat16") from error
+    except Exception as error:  # a forward pass raises whatever the stack raises
+        raise CannotRun(f"its forward pass raises {type(error).__name__}: {one_line(error)}") from error
+
+
+@contextmanager
+def _opened(child: Subject, parent: Subject, request: Request, left: Left) -> Iterator[Running]:
+    """The base in the child's dtype, with the tokenizer that the child was read with."""
+    if request.live_base is not None:
+        with borrowed(request.live_base, left.encoder) as running:
+            yield running
+        return
+    where = check_device(None if request.device_map else request.device)
+    dtype = choose_dtype(child.checkpoint, request.dtype, where)
+    with rebuilt(
+        parent.checkpoint, parent.geometry, request, dtype=dtype, encoder=left.encoder, label="parent: "
+    ) as running:
+        yield running
+
+
+def _look(running: Running, facts: RuntimeFacts, left: Left, request: Request, found: _Base) -> None:
+    from gqacheck.runtime.relative import Beside
+    from gqacheck.runtime.scoring import head_of
+
+    own_vocab = int(running.model.get_output_embeddings().weight.shape[0])
+    for mine, number in zip(facts.perplexities, range(len(left.plans)), strict=False):
+        footprint = left.footprints[number]
+        beside = None
+        if footprint is not None and footprint.hidden and mine.vocab_size == own_vocab:
+            beside = Beside(footprint, head_of(running.model))
+        found.besides.append(beside)
+        found.perplexities.append(_measure(running, left, number, mine, request, beside, "parent: "))
+        if footprint is not None:
+            footprint.hidden.clear()
+    if facts.consistency is not None:
+        from gqacheck.runtime.induction import measure_induction
+
+        found.induction = measure_induction(running.model, seed=request.seed)
+    if left.drawn is not None:
+        from gqacheck.runtime.generation import draw, judge, score
+
+        assert left.encoder is not None
+        under = score(running.model, left.drawn)
+        progress = labelled(request.progress, "parent: ")
+        own = draw(
+            running.model, left.encoder.tokenizer, seed=request.seed, like=left.drawn, progress=progress
+        )
+        found.generation = judge(left.drawn, own, under)
+
+
+def _masked(
+    running: Running, facts: RuntimeFacts, left: Left, request: Request, kept: Kept, found: _Base
+) -> list[Perplexity]:
+    """The base's perplexities without what the child has not; the model is masked in place, and no use after that."""
+    from gqacheck.runtime.masked import mask_parent
+
+    try:
+        mask_parent(running.model, kept.layers, hidden=kept.hidden)
+    except GqacheckError as error:
+        found.notes.append(f"the parent could not be masked, so where the perplexity comes from is not known: {error}")
+        return []
+    measured = zip(facts.perplexities, range(len(left.plans)), strict=False)
+    return [_measure(running, left, number, mine, request, None, "masked parent: ") for mine, number in measured]
+
+
+def _measure(
+    running: Running, left: Left, number: int, mine: Perplexity, request: Request, beside: Beside | None, label: str
+) -> Perplexity:
+    """The base on the windows that the child was run on."""
+    from gqacheck.runtime.configure import CannotRun
+    from gqacheck.runtime.perplexity import max_positions, measure_perplexity
+    from gqacheck.runtime.scoring import Tally
+
+    assert left.encoder is not None
+    plan = left.plans[number]
+    longest, reads = max(len(window.ids) for window in plan.windows), max_positions(running.model)
+    if longest > reads:
+        raise CannotRun(f"it reads {reads} positions, and this file was read in windows of {longest}")
+    left.encoder.check_ids(plan.tokens, int(running.model.get_input_embeddings().weight.shape[0]))
+    return measure_perplexity(
+        running.model,
+        left.encoder,
+        left.corpora[number],
+        tally=Tally(),
+        batch_size=request.batch_size,
+        plan=plan,
+        only=[i for segment in mine.segments for i in segment.window_numbers],
+        observe=beside.observe if beside is not None else None,
+        progress=labelled(request.progress, label),
+    )
+
+
+def _together(
+    child: Subject,
+    parent: Subject,
+    facts: RuntimeFacts,
+    left: Left,
+    found: _Base,
+    kept: Kept | None,
+    pairing_broken: bool,
+) -> RuntimeFacts:
+    from gqacheck.runtime.relative import relate
+
+    related, notes = [], list(found.notes)
+    for mine, base, beside in zip(facts.perplexities, found.perplexities, found.besides, strict=True):
+        healthy = [segment.name for segment in base.segments if not worse_than_guessing(base, segment)]
+        out = [segment.name for segment in base.segments if segment.name not in healthy]
+        related.append(replace(mine, relative=relate(mine, base, healthy, out, beside)))
+    explained: tuple[Counterfactual, ...] = ()
+    if kept is not None and found.masked:
+        explained, more = explain_perplexities(
+            child, parent, related, found.perplexities, found.masked, kept, pairing_broken=pairing_broken
+        )
+        notes += more
+    consistency = facts.consistency
+    if consistency is not None:
+        consistency = replace(consistency, base_induction=found.induction)
+    return replace(
+        facts,
+        perplexities=tuple(related),
+        bases=tuple(found.perplexities),
+        counterfactuals=explained,
+        notes=(*facts.notes, *notes),
+        generation=found.generation,
+        consistency=consistency,
+        problem=facts.problem or _base_broken(parent, found.perplexities),
+    )
+
+
+def _base_broken(parent: Subject, measured: Sequence[Perplexity]) -> str:
+    """Why nothing can be said of the child by its base: it is itself worse than guessing on every corpus. Else ""."""
+    if not measured or not all(worse_than_guessing(perplexity) for perplexity in measured):
+        return ""
+    first = measured[0]
+    said = (
+        f"the base itself is broken: its perplexity on {printable(first.corpus, 80)} is "
+        f"{perplexity_text(first.value)}, worse than guessing, so it cannot judge this file"
+    )
+    own = _errors_of(parent)
+    if own:
+        return f"{said}; its own check finds {own}: mend it, or name the right base"
+    return f"{said}; is it the right folder, with its own tokenizer, class and biases?"
+
+
+def _errors_of(parent: Subject) -> str:
+    from gqacheck.rules import RULES
+    from gqacheck.rules.rule import Severity
+    from gqacheck.rules.run import run_rules
+
+    findings, _ = run_rules(parent, [rule for rule in RULES if rule.claim != "runtime"], tolerant=True)
+    codes = dict.fromkeys(f"{f.code} {f.slug}" for f in findings if f.severity is Severity.ERROR)
+    return ", ".join(list(codes)[:4])
+
+
+def _alone(left: Left, facts: RuntimeFacts) -> Any:
+    """What the child's texts show without the base that could not be run."""
+    if left.drawn is None:
+        return facts.generation
+    from gqacheck.runtime.generation import judge
+
+    return judge(left.drawn, None, None)

@@ -1,0 +1,353 @@
+"""Whether every way of running a model gives the same logits: attention backends, the KV cache, padded batches."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from gqacheck.checkpoint import Checkpoint
+from gqacheck.geometry.facts import Geometry
+from gqacheck.geometry.outcomes import Check, Comparison, Consistency
+from gqacheck.runtime.backends import NotSwitchable, evaluating, run_under
+from gqacheck.runtime.cache_indices import adopt_cache_indices
+from gqacheck.runtime.configure import one_line
+from gqacheck.runtime.induction import measure_induction, ordinary_ids
+from gqacheck.text import printable
+
+TOLERANCES: Mapping[str, Mapping[Check, float]] = {
+    "float64": {"backends": 5e-3, "cache": 5e-3, "padding": 5e-3, "prefix": 5e-3},
+    "float32": {"backends": 5e-3, "cache": 5e-3, "padding": 5e-3, "prefix": 5e-3},
+    "float16": {"backends": 0.2, "cache": 0.1, "padding": 0.1, "prefix": 0.02},
+    "bfloat16": {"backends": 1.5, "cache": 0.5, "padding": 0.5, "prefix": 0.1},
+}
+"""Largest difference of logits, in their standard deviations, that rounding explains.
+
+Measured on a CPU with torch 2.13 and transformers 5.23. Trained: three models of 1 to 3 M parameters, 20 seeds each.
+Random: 50 families of 4 layers, 4 weight seeds, 2 texts each, weights of std 0.3, which rounding shakes far more than
+trained ones; families with experts by their median position.
+
+===========  =================  ================  =================  ==================  ==================
+largest      backends, trained  backends, random  cache and padding  cache and padding,  prefix, all
+                                                  trained            random
+===========  =================  ================  =================  ==================  ==================
+float32      8.6e-6             1e-4              7.6e-6             3e-4                2.5e-6
+bfloat16     0.20               1.3               0.053              0.21                0
+float16      not measured       0.15              not measured       0.05                0
+===========  =================  ================  =================  ==================  ==================
+
+Faults that are meant to be found, in float32: 0.08 and more for a scale that is 20 % off in one layer and one backend,
+0.2 and more for a mask that one layer ignores. Parts of many classes compute in float32 whatever the dtype is, so
+float64 has float32's line.
+"""
+_LENGTH, _SHORTEST = 50, 12  # the padding is then no multiple of a vector register
+_CACHE, _PADDING = "one full forward pass", "the same text alone"
+_BACKENDS_WAYS = "eager beside sdpa attention"
+
+
+def measure_consistency(
+    model: Any,
+    *,
+    ids: Sequence[int] | None = None,
+    encoder: Any = None,
+    checkpoint: Checkpoint | None = None,
+    geometry: Geometry | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Consistency:
+    """Whether ``model`` gives the same logits with other attention code, with a cache, and in a padded batch.
+
+    ids: a text to do it on, of which the first 50 ids are used; seeded random ordinary ids without one. encoder: names
+    tokens in messages. checkpoint, geometry: a whole-module pickle's own cache indices are used then (see
+    ``adopt_cache_indices``). The model's mode, attention implementation and cache indices are as before afterwards.
+
+    Raises:
+        Exception: whatever the plain forward pass raises under either backend, or out of memory. What only one way of
+            running raises is a comparison that failed.
+    """
+    started = time.perf_counter()
+    notes: list[str] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())  # not inference_mode: a live model may keep tensors made here
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if checkpoint is not None and geometry is not None:
+            sentence = stack.enter_context(adopt_cache_indices(model, checkpoint, geometry))
+            notes += [sentence] if sentence else []
+        probe = make_probe(model, ids, encoder, seed)
+        comparisons: list[Comparison] = []
+        steps = (_backends, _cache, _prefix, _padding)
+        for done, step in enumerate(steps):
+            comparisons += step(probe)
+            if progress is not None:
+                progress("consistency", done + 1, len(steps) + 1)
+        broken = probe.full()
+        if isinstance(broken, Exception) and not any(c.check == "backends" and not c.skipped for c in comparisons):
+            raise broken
+        induction = measure_induction(model, seed=seed)
+        if progress is not None:
+            progress("consistency", len(steps) + 1, len(steps) + 1)
+    return Consistency(
+        comparisons=tuple(comparisons),
+        induction=induction,
+        dtype=str(probe.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - started,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(slots=True)
+class Probe:
+    """The model with the ids [T] that it is tried on. ``experts``: routers choose, so near ties may fall otherwise.
+
+    reference: the logits [T, V] of one pass over all of them, or the error that it raised; filled when first needed.
+    """
+
+    model: Any
+    ids: torch.Tensor
+    dtype: torch.dtype
+    experts: bool
+    encoder: Any = None
+    reference: torch.Tensor | Exception | None = None
+
+    def tolerance(self, check: Check) -> float:
+        """Largest difference that the dtype explains, in standard deviations of the logits."""
+        return TOLERANCES.get(str(self.dtype).removeprefix("torch."), TOLERANCES["float32"])[check]
+
+    def run(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Logits [B, T, V] of ``ids`` [T] or [B, T] without a cache, in float32 at least."""
+        batch = ids if ids.dim() == 2 else ids[None]
+        return _wide(self.model(input_ids=batch, use_cache=False, **options).logits)
+
+    def full(self) -> torch.Tensor | Exception:
+        """The logits [T, V] of all ids in one pass, or what that raised."""
+        if self.reference is None:
+            try:
+                self.reference = self.run(self.ids)[0]
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as error:  # reported by whoever asked for a forward pass
+                self.reference = error
+        return self.reference
+
+    def token(self, position: int) -> str:
+        """The token at ``position`` in words."""
+        number = int(self.ids[position])
+        text = ""
+        decode = getattr(getattr(self.encoder, "tokenizer", None), "decode", None)
+        if decode is not None:
+            try:
+                text = printable(str(decode([number])), 20)
+            except Exception:  # a tokenizer that cannot say it: the number will do
+                text = ""
+        return f"token {number} '{text}'" if text else f"token {number}"
+
+
+def make_probe(model: Any, ids: Sequence[int] | None, encoder: Any, seed: int) -> Probe:
+    """What the checks run on: at most 50 ids that the embedding has rows for and the positions allow."""
+    embedding = model.get_input_embeddings().weight
+    stated = getattr(model.config, "max_position_embeddings", None)
+    length = min(_LENGTH, stated) if isinstance(stated, int) and stated > 0 else _LENGTH
+    usable = [number for number in ids or () if 0 <= number < embedding.shape[0]][:length]
+    if len(usable) < min(length, _SHORTEST):
+        usable = ordinary_ids(model, length, seed=seed)
+    experts = any("expert" in name for name, _ in model.named_parameters())
+    return Probe(model, torch.tensor(usable, device=embedding.device), embedding.dtype, experts, encoder)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _backends(probe: Probe) -> Iterator[Comparison]:
+    """Eager beside sdpa."""
+    try:
+        results = run_under(probe.model, lambda: probe.run(probe.ids)[0])
+    except NotSwitchable as reason:
+        yield Comparison("backends", _BACKENDS_WAYS, skipped=printable(str(reason), 300))
+        return
+    eager, sdpa = results["eager"], results["sdpa"]
+    failed = {name: error for name, error in results.items() if isinstance(error, Exception)}
+    if isinstance(eager, torch.Tensor) and isinstance(sdpa, torch.Tensor):
+        yield _compare(probe, "backends", _BACKENDS_WAYS, sdpa, eager, [range(len(eager))])
+    elif len(failed) == 2:
+        yield Comparison("backends", _BACKENDS_WAYS, skipped=f"both raise {_raised(failed['eager'])}")
+    else:
+        ((name, error),) = failed.items()
+        yield _failure(probe, "backends", _BACKENDS_WAYS, error, f"{name} raises")
+
+
+def _cache(probe: Probe) -> Iterator[Comparison]:
+    """Two thirds of the ids at once, a chunk, then single tokens, beside the full pass."""
+    full, length = probe.full(), len(probe.ids)
+    sizes = cache_steps(length)
+    what = (
+        f"{sizes[0]} tokens, a chunk of {sizes[1]} and {len(sizes) - 2} single ones with a KV cache beside {_CACHE}"
+        if len(sizes) > 2
+        else f"a KV cache beside {_CACHE}"
+    )
+    if isinstance(full, Exception) or len(sizes) < 3:
+        yield _impossible("cache", what, full)
+        return
+    past, pieces, start = None, [], 0
+    for size in sizes:
+        try:
+            output = probe.model(input_ids=probe.ids[None, start : start + size], past_key_values=past, use_cache=True)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # the finding: the full pass runs
+            place = "the first pass with a cache" if start == 0 else f"passing {size} tokens after {start} cached ones"
+            yield _failure(probe, "cache", what, error, f"{place} raises")
+            return
+        past = getattr(output, "past_key_values", None)
+        if past is None:
+            yield Comparison("cache", what, skipped=f"{type(probe.model).__name__} gives no cache back")
+            return
+        pieces.append(_wide(output.logits[0]))
+        start += size
+    ours = torch.cat(pieces)
+    if ours.shape != full.shape:
+        yield Comparison("cache", what, skipped=f"it gives logits for {len(ours)} of {length} tokens only")
+        return
+    yield _compare(probe, "cache", what, ours, full, [range(sizes[0]), range(sizes[0], length)])
+
+
+def cache_steps(length: int) -> list[int]:
+    """How many tokens each pass with a cache takes: two thirds, a chunk of half of what is left, then one at a time.
+
+    >>> cache_steps(48)
+    [32, 8, 1, 1, 1, 1, 1, 1, 1, 1]
+    """
+    first = length * 2 // 3
+    chunk = (length - first) // 2
+    return [size for size in (first, chunk, *[1] * (length - first - chunk)) if size]
+
+
+def _prefix(probe: Probe) -> Iterator[Comparison]:
+    """The first half of the ids before two different endings."""
+    what = "the same beginning before two different endings"
+    full, half = probe.full(), len(probe.ids) // 2
+    if isinstance(full, Exception) or half < 2:
+        yield _impossible("prefix", what, full)
+        return
+    other = torch.cat([probe.ids[:half], probe.ids[half:].roll(1).flip(0)])
+    if torch.equal(other, probe.ids):
+        yield Comparison("prefix", what, skipped="the text's second half is one token repeated")
+        return
+    yield from _against(probe, "prefix", what, lambda: probe.run(other)[0, :half], full[:half], [range(half)])
+
+
+def _padding(probe: Probe) -> Iterator[Comparison]:
+    """The last two thirds of the ids in a batch with all of them, padded on the left and on the right."""
+    full, length = probe.full(), len(probe.ids)
+    pad = length - length * 2 // 3
+    accepted = inspect.signature(probe.model.forward).parameters
+    for side in ("left", "right"):
+        what = f"a text padded on the {side} beside {_PADDING}"
+        if isinstance(full, Exception) or length < 3:
+            yield _impossible("padding", what, full)
+        elif "attention_mask" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            yield Comparison("padding", what, skipped=f"{type(probe.model).__name__} takes no attention mask")
+        else:
+            short, filler = probe.ids[pad:], _filler(probe).expand(pad)
+            row = torch.cat([filler, short] if side == "left" else [short, filler])
+            mask = torch.ones(2, length, dtype=torch.long, device=row.device)
+            mask[1, slice(0, pad) if side == "left" else slice(length - pad, length)] = 0
+            options = {"attention_mask": mask}
+            if "position_ids" in accepted:
+                options["position_ids"] = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)  # as generate() makes them
+            logits = partial(_padded, probe, torch.stack([probe.ids, row]), options, mask[1].bool())
+            reference = torch.cat([probe.run(short)[0], full])
+            yield from _against(probe, "padding", what, logits, reference, [range(pad, length), range(length)])
+
+
+def _padded(probe: Probe, batch: torch.Tensor, options: Mapping[str, torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+    """Logits of the padded row's real tokens, then of the whole row, of a batch [2, T]."""
+    whole, padded = probe.run(batch, **options)
+    return torch.cat([padded[real], whole])
+
+
+def _filler(probe: Probe) -> torch.Tensor:
+    """The id to pad with: the model's own, or any that is not the text's last."""
+    rows = probe.model.get_input_embeddings().weight.shape[0]
+    own = getattr(probe.model.config, "pad_token_id", None)
+    chosen = own if isinstance(own, int) and 0 <= own < rows else (int(probe.ids[-1]) + 1) % rows
+    return torch.tensor([chosen], device=probe.ids.device)
+
+
+def _against(
+    probe: Probe,
+    check: Check,
+    what: str,
+    forward: Callable[[], torch.Tensor],
+    reference: torch.Tensor,
+    parts: Sequence[range],
+) -> Iterator[Comparison]:
+    """``forward`` beside ``reference``; what it raises is a difference."""
+    try:
+        ours = forward()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # the plain pass runs, so this way of running is what fails
+        yield _failure(probe, check, what, error, "it raises")
+        return
+    yield _compare(probe, check, what, ours, reference, parts)
+
+
+def _compare(
+    probe: Probe, check: Check, what: str, ours: torch.Tensor, reference: torch.Tensor, parts: Sequence[range]
+) -> Comparison:
+    """Both logits [N, V], of the tokens at the positions of ``parts``; NaN where one is not finite."""
+    positions = [position for part in parts for position in part]
+    odd = ~(torch.isfinite(ours) & torch.isfinite(reference)).all(-1)
+    if odd.any():
+        place = positions[int(odd.nonzero()[0])]
+        both = not torch.isfinite(ours).all() and not torch.isfinite(reference).all()
+        where = f"NaN or infinite {'both ways' if both else 'one way only'}, first at position {place}"
+        return Comparison(check, what, math.nan, probe.tolerance(check), where)
+    gaps = (ours - reference).abs().amax(-1).double().cpu()
+    spread = float(reference.double().std())
+    at = _judged(gaps, parts, median=probe.experts)
+    gap = float(gaps[at])
+    difference = gap / spread if spread > 0 else (0.0 if gap == 0 else math.inf)
+    where = f"position {positions[at]}, {probe.token(positions[at])}" if gap else "equal to the bit"
+    if probe.experts and gap:
+        where += " (the median position, for routers choose)"
+    return Comparison(check, what, difference, probe.tolerance(check), where)
+
+
+def _judged(gaps: torch.Tensor, parts: Sequence[range], *, median: bool) -> int:
+    """Index of the largest gap [N]; with ``median`` of the largest among the medians of the parts.
+
+    A router's near tie may fall the other way after any rounding, and then that position is another sum altogether:
+    that does not move the median position, and what is wrong in most positions does.
+    """
+    if not median:
+        return int(gaps.argmax())
+    found, start = [], 0
+    for part in parts:
+        order = gaps[start : start + len(part)].argsort()
+        found.append(start + int(order[len(order) // 2]))
+        start += len(part)
+    return max(found, key=lambda index: float(gaps[index]))
+
+
+def _failure(probe: Probe, check: Check, what: str, error: Exception, how: str) -> Comparison:
+    return Comparison(check, what, math.inf, probe.tolerance(check), f"{how} {_raised(error)}")
+
+
+def _raised(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {one_line(error)}", 240)
+
+
+def _impossible(check: Check, what: str, full: torch.Tensor | Exception) -> Comparison:
+    if isinstance(full, Exception):
+        return Comparison(check, what, skipped=f"the plain forward pass raises {_raised(full)}")
+    return Comparison(check, what, skipped=f"the model has positions for {len(full)} tokens only")

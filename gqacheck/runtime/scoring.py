@@ -1,0 +1,178 @@
+"""Losses of tokens without the whole [B, T, V] logits: the backbone first, then head and log-sum-exp in chunks.
+
+B texts of T positions, hidden size H, vocabulary V. Losses are reduced in float32 whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_LOGITS_AT_ONCE = 1 << 25  # elements of one float32 chunk of logits: 128 MiB
+_IN_CACHE = 1 << 21  # elements that are reduced at once on a CPU: what a core's cache holds is not read twice
+
+
+@dataclass(slots=True)
+class Tally:
+    """Logits seen, and how many of them were NaN or infinite."""
+
+    logits: int = 0
+    non_finite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a model's forward makes of its backbone's output, see ``head_matches_forward``.
+
+    It holds the weights of lm_head and nothing else of the model, so it may be kept when the model goes.
+    """
+
+    lm_head: Any
+    scale: float | None = None
+    divisor: float | None = None
+    cap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits [N, V] of ``hidden`` [N, H], in the model's dtype."""
+        logits: torch.Tensor = self.lm_head(hidden)
+        if self.scale is not None:  # Cohere
+            logits = logits * self.scale
+        if self.divisor is not None:  # Granite
+            logits = logits / self.divisor
+        if self.cap is not None:  # Gemma-2, Gemma-3
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits
+
+
+def head_of(model: Any) -> Head:
+    """The head of ``model`` with what its config says is done to the logits."""
+    config = model.config
+    return Head(
+        model.get_output_embeddings(),
+        getattr(config, "logit_scale", None),
+        getattr(config, "logits_scaling", None),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def token_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
+    """Negative log-likelihoods [B, T - first] in float32 nats of ``ids`` [B, T], from position ``first`` on."""
+    hidden = backbone(model, ids)[:, first - 1 : -1]
+    targets = ids[:, first:]
+    return hidden_nlls(head_of(model), hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), tally).view(
+        targets.shape
+    )
+
+
+def hidden_nlls(head: Head, hidden: torch.Tensor, targets: torch.Tensor, tally: Tally | None = None) -> torch.Tensor:
+    """Losses [N] in float32 nats of ``targets`` [N] after the backbone's outputs ``hidden`` [N, H], in chunks."""
+    rows = chunk_rows(int(head.lm_head.weight.shape[0]))
+    losses = [
+        losses_of(head.logits(hidden[start : start + rows]), targets[start : start + rows], tally)
+        for start in range(0, hidden.shape[0], rows)
+    ]
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def whole_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
+    """``token_nlls`` through the model's own head, for a class whose logits are more than we know of."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, first - 1 : -1]
+    targets = ids[:, first:].to(logits.device)
+    return losses_of(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), tally).view(targets.shape)
+
+
+def chunk_rows(vocab: int) -> int:
+    """Positions whose logits are in memory at once: 256 to 1024."""
+    return max(256, min(1024, _LOGITS_AT_ONCE // vocab))
+
+
+def losses_of(logits: torch.Tensor, targets: torch.Tensor, tally: Tally | None = None) -> torch.Tensor:
+    """log-sum-exp minus the target's logit [N], in float32 and in place: ``logits`` [N, V] is used up."""
+    rows = logits.shape[0] if logits.is_cuda else max(1, _IN_CACHE // logits.shape[-1])
+    targets = targets.to(logits.device)
+    parts = [
+        _reduce(some.float(), wanted, tally)
+        for some, wanted in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
+
+
+def _reduce(logits: torch.Tensor, targets: torch.Tensor, tally: Tally | None) -> torch.Tensor:
+    """torch's own logsumexp is twice as slow here: it writes a second [N, V]."""
+    wanted = logits.gather(-1, targets[:, None]).squeeze(-1)
+    lowest, highest = logits.aminmax(dim=-1)  # NaN goes through both
+    if tally is not None:
+        tally.logits += logits.numel()
+        for row in (~(torch.isfinite(highest) & torch.isfinite(lowest))).nonzero().flatten().tolist():
+            tally.non_finite += int((~torch.isfinite(logits[row])).sum())
+    sums: torch.Tensor = logits.sub_(highest[:, None]).exp_().sum(-1)
+    return sums.log() + highest - wanted
+
+
+def backbone(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What the decoder layers make of ``ids`` [B, T]: [B, T, H], the final norm included."""
+    return model.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
+
+
+def head_matches_forward(model: Any, ids: torch.Tensor) -> bool:
+    """Whether scoring in chunks gives the logits of the model's own forward on ``ids`` [1, T]: asked once per run."""
+    if model.base_model is model:  # Llama-4: the backbone is not where base_model_prefix says
+        return False
+    own = model(input_ids=ids, use_cache=False).logits.float()
+    ours = head_of(model).logits(backbone(model, ids)).float()
+    return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def may_pad(model: Any) -> bool:
+    """Whether texts of different length may share a pass, padded behind: no position sees what comes after it.
+
+    Not where the rotary embedding depends on how long the input is (dynamic NTK, LongRoPE).
+    """
+    settings: Any = getattr(model.config, "rope_parameters", None) or getattr(model.config, "rope_scaling", None) or {}
+    told = [settings, *(value for value in settings.values() if isinstance(value, dict))] if settings else []
+    return all(one.get("rope_type", one.get("type")) not in ("dynamic", "longrope") for one in told)
+
+
+class Scorer:
+    """Scores windows of one model, several at a time.
+
+    observe: called with (number of the window, the backbone's output [n, H] at its n scored positions) where the head
+    is known.
+    """
+
+    def __init__(
+        self, model: Any, probe: Sequence[int], tally: Tally, observe: Callable[[int, torch.Tensor], None] | None = None
+    ) -> None:
+        self.model = model
+        self.tally = tally
+        self.observe = observe
+        self.device = model.get_input_embeddings().weight.device
+        with torch.inference_mode():
+            self.chunked = head_matches_forward(model, torch.tensor([list(probe)], device=self.device))
+        self.head = head_of(model)
+        self.pads = self.chunked and may_pad(model)
+
+    def score(self, numbers: Sequence[int], windows: Sequence[tuple[Sequence[int], int]]) -> list[torch.Tensor]:
+        """Losses (float64 nats) of each window's scored positions; a window is (ids, index of the first scored one)."""
+        with torch.inference_mode():
+            if not self.chunked:
+                return [
+                    whole_nlls(self.model, self._tensor([ids]), first=first, tally=self.tally)[0].double().cpu()
+                    for ids, first in windows
+                ]
+            longest = max(len(ids) for ids, _ in windows)
+            batch = self._tensor([[*ids, *([0] * (longest - len(ids)))] for ids, _ in windows])
+            output = backbone(self.model, batch)
+            hidden = [output[row, first - 1 : len(ids) - 1] for row, (ids, first) in enumerate(windows)]
+            targets = [batch[row, first : len(ids)] for row, (ids, first) in enumerate(windows)]
+            if self.observe is not None:
+                for number, states in zip(numbers, hidden, strict=True):
+                    self.observe(number, states)
+            losses = hidden_nlls(self.head, torch.cat(hidden), torch.cat(targets), self.tally)
+            return list(torch.split(losses.double().cpu(), [len(part) for part in targets]))
+
+    def _tensor(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        return torch.tensor([list(row) for row in ids], device=self.device)
