@@ -22,6 +22,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "a sound copy: heads beside their own KV head, attributes, config",
     ),
     "export": ("CKPT OUT", "a folder of safetensors that plain transformers loads, out of any file, verified"),
+    "compare": (
+        "A B [...] [--base PARENT]",
+        "checkpoints and saved reports side by side: sizes, heads, perplexity, speed",
+    ),
     "generate": ("CKPT --prompt TEXT", "writes what the checkpoint says after a prompt, as it says it"),
     "explain": ("CODE", "what a rule checks, why it matters and how to fix it; CODE is GQA104 or q-kv-indivisible"),
     "rules": ("[--format text|json]", "all rules with their severities"),
@@ -76,6 +80,20 @@ Standard output is the new text alone, without the prompt; why it ended is said 
 penalty, and no settings of the checkpoint but its EOS: the text is the model's own. Exit codes: 0 written; 2 usage; 3
 cannot be run.
 """
+_COMPARE_HELP = """
+examples
+  gqacheck compare a/ b.bin --base parent/                            sizes, heads, verdicts: nothing is run
+  gqacheck compare a/ b.bin --base parent/ --ppl wikitext2@gptq-2048  and perplexity, as a multiple of the parent's
+  gqacheck compare a/ b.bin --base parent/ --ppl --generate --speed   everything, side by side
+  gqacheck a/ --ppl --format json > a.json; gqacheck compare a.json b.json --format markdown
+
+A and B are checkpoints or files that --format json wrote. Values of another text, protocol or tokenizer stand in rows
+of their own; what was not read to the end is marked NOT COMPARABLE. With --base each checkpoint is run beside its
+parent, and the parent once more by itself. --speed loads all at once, or, where memory is short, two at a time.
+Exit codes: 0 the table was made; 2 usage; 3 something in it could not be read or measured, and it says what. What the
+checks found does not count here: gqacheck A B is the gate.
+"""
+_HELP_BELOW = {"repair": _REPAIR_HELP, "export": _EXPORT_HELP, "generate": _GENERATE_HELP, "compare": _COMPARE_HELP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +140,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             given[flag.key] = True
             continue
         if not equals:
-            if name == "--ppl" and not _is_corpus(rest, i, words):
+            if name == "--ppl" and not _is_corpus(rest, i, words, command):
                 value = SMOKE
             elif i < len(rest):
                 value = rest[i]
@@ -154,7 +172,7 @@ def _refuse_unknown_command(word: str) -> None:
     raise UsageError(f"{word[:60]!r} is neither a sub-command nor a file or folder here{hint}")
 
 
-def _is_corpus(rest: Sequence[str], i: int, before: Sequence[str]) -> bool:
+def _is_corpus(rest: Sequence[str], i: int, before: Sequence[str], command: str = "check") -> bool:
     """Whether the word after ``--ppl`` is its corpus. A checkpoint never is: it would silently not be checked.
 
     Raises UsageError for a checkpoint after ``--ppl`` when there already is one before it.
@@ -170,9 +188,10 @@ def _is_corpus(rest: Sequence[str], i: int, before: Sequence[str]) -> bool:
         if others:
             return True  # no such file: it will be reported as a corpus that is not available
     if before:
+        call = "gqacheck" if command == "check" else f"gqacheck {command}"
         raise UsageError(
-            f"{word[:200]!r} after --ppl is a checkpoint, not a text; to check both, put --ppl last: "
-            f"gqacheck {' '.join(before)} {word[:200]} --ppl"
+            f"{word[:200]!r} after --ppl is a checkpoint, not a text; to {command} both, put --ppl last: "
+            f"{call} {' '.join(before)} {word[:200]} --ppl"
         )
     return False
 
@@ -188,7 +207,7 @@ def _is_text_file(path: str) -> bool:
         return False
     if head.startswith((b"PAR1", b"\x1f\x8b")) and path.lower().endswith((".parquet", ".gz")):
         return True
-    if b"\0" in head or head.startswith(b"version https://git-lfs"):
+    if b"\0" in head or head.startswith(b"version https://git-lfs") or _is_report(path, head):
         return False
     try:
         head.decode("utf-8")
@@ -197,11 +216,20 @@ def _is_text_file(path: str) -> bool:
     return True
 
 
+def _is_report(path: str, head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a report of ours: ``compare`` reads those, and no one as a text."""
+    if not head.lstrip().startswith(b"{"):
+        return False
+    from gqacheck.compare.saved import is_report
+
+    return is_report(path)
+
+
 def help_text(command: str | None) -> str:
     """The help of one command; of all of them for None."""
     if command is not None and command != "check":
         usage, sentence = COMMANDS[command]
-        more = {"repair": _REPAIR_HELP, "export": _EXPORT_HELP, "generate": _GENERATE_HELP}.get(command, "")
+        more = _HELP_BELOW.get(command, "")
         return f"usage: gqacheck {command} {usage}\n\n{sentence}\n\noptions\n{_rows(COMMAND_FLAGS[command])}{more}"
     parts = [
         "usage: gqacheck CKPT [CKPT ...] [options]\n",

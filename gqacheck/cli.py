@@ -217,6 +217,8 @@ def _dispatch(argv: Sequence[str], screen: Screen) -> int:
         return _export(arguments, screen, colour)
     if arguments.command == "generate":
         return _generate(arguments, screen)
+    if arguments.command == "compare":
+        return _compare(arguments, screen, colour)
     return _demo(arguments, screen, colour)
 
 
@@ -245,6 +247,39 @@ def _generate(arguments: Arguments, screen: Screen) -> int:
     from gqacheck.cli_generate import run
 
     return run(arguments.words[0], arguments.given["prompt"], arguments.given, screen)
+
+
+def _compare(arguments: Arguments, screen: Screen, colour: str) -> int:
+    from gqacheck.compare import compare
+    from gqacheck.pipeline import check_path
+
+    given = {key: value for key, value in arguments.given.items() if key not in ("color", "format")}
+    progress = progress_bar(screen)
+    try:
+        table = compare(
+            arguments.words,
+            progress=progress,
+            checker=lambda path, options: _guarded(check_path, path, options),
+            **given,
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+    screen.code = table.exit_code
+    form = arguments.given.get("format", "text")
+    if form == "text":
+        from gqacheck.compare.text import compare_blocks
+
+        screen.show(compare_blocks(table), colour)
+    elif form == "markdown":
+        from gqacheck.compare.markdown import render_markdown
+
+        screen.write(render_markdown(table))
+    else:
+        from gqacheck.compare.json import render_json
+
+        screen.write(render_json(table))
+    return table.exit_code
 
 
 def _repair(arguments: Arguments, screen: Screen, colour: str) -> int:

@@ -137,7 +137,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "running it (needs gqacheck[run])",
         (
-            Flag("--ppl", "[CORPUS[@PROTOCOL]]", "perplexity on smoke (built in), wikitext2, a file, ...; repeatable",
+            Flag("--ppl", "[CORPUS[@PROTOCOL]]", "perplexity on smoke (built in), wikitext2, ptb=FILE, a file, ...; repeatable",
                  repeat=True),
             Flag("--generate", "", "let it write 16 texts: does it loop, break characters, write word salad"),
             Flag("--consistency", "", "eager = sdpa, cached = full, padded = alone; copies of random tokens"),
@@ -206,6 +206,19 @@ GENERATE = (
     *(FLAGS[name] for name in ("--seed", "--device", "--dtype", "--tokenizer", "--config", "--family", "--head-dim")),
     Flag("--color", "WHEN", "taken as everywhere; nothing here is coloured", one_of(*COLOURS)),
 )
+TABLE_FORMATS = ("text", "markdown", "json")
+COMPARE = (
+    Flag("--base", "PARENT", "the checkpoint before pruning, or its report: the first column; auto = as in check"),
+    FLAGS["--ppl"],
+    Flag("--generate", "", "let each write 16 texts: how many are flagged, and how much repeats (mean rep-4)"),
+    Flag("--speed", "", "tokens per second, prefill and decode, in turns with the base (or the first)"),
+    *(
+        FLAGS[name]
+        for name in ("--tokenizer", "--device", "--dtype", "--batch-size", "--limit", "--no-early-stop", "--seed")
+    ),
+    Flag("--format", "FORMAT", "text (default), markdown or json", one_of(*TABLE_FORMATS)),
+    Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
+)
 COMMAND_FLAGS: dict[str, tuple[Flag, ...]] = {
     "check": tuple(FLAGS.values()),
     "explain": _SHORT[1:],
@@ -214,6 +227,7 @@ COMMAND_FLAGS: dict[str, tuple[Flag, ...]] = {
     "repair": REPAIR,
     "export": EXPORT,
     "generate": GENERATE,
+    "compare": COMPARE,
 }
 """The options of every sub-command."""
 ALIASES = {"-o": "--out"}

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError
-from gqacheck.runtime.corpus import SMOKE, load_corpus
+from gqacheck.runtime.corpora.asked import SMOKE
+from gqacheck.runtime.corpus import load_corpus
 from gqacheck.runtime.quiet import quiet_and_offline
 from gqacheck.runtime.tokenizer import make_encoder
 from gqacheck.text import printable

@@ -26,7 +26,7 @@ def column_of(entry: Mapping[str, Any], source: Source, report: str = "") -> Col
         source=source,
         verdict=verdict if verdict in ("pass", "fail", "error") else "unknown",
         exit_code=exit_code if exit_code is not None and exit_code <= 3 else None,
-        problem=text(entry.get("error"), 1000),
+        problem=text(entry.get("error"), 1000) or _unmet(entry),
         errors=_errors(entry),
         family=text(entry.get("family"), 40) or None,
         parameters=whole(entry.get("parameters")),
@@ -47,6 +47,12 @@ def not_run(entry: Mapping[str, Any]) -> str:
     details = mapping(mapping(entry.get("claim_details")).get("runtime"))
     said = text(runtime.get("failure"), 1000) or text(entry.get("error"), 1000) or text(details.get("reason"), 1000)
     return said or "the model was not run"
+
+
+def _unmet(entry: Mapping[str, Any]) -> str:
+    """What ``--require`` missed, which the check says in its notes."""
+    said = "; ".join(filter(None, (text(note, 300) for note in items(entry.get("notes"), 20))))
+    return said if entry.get("verdict") == "error" or entry.get("exit_code") == 3 else ""
 
 
 def _errors(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -74,9 +74,10 @@ class Texts:
 class Column:
     """One checkpoint. source: whether it was read here or stands in a saved report.
 
-    verdict: ``pass``, ``fail``, ``error`` or ``unknown``, and exit_code: the check's own. problem: what could not be
-    read or measured, "" for nothing. errors: codes of the check's errors. base: the path that ratios in ``readings``
-    are to. run_as: dtype and device of the run. version: of the gqacheck that checked it.
+    verdict: ``pass``, ``fail``, ``error`` or ``unknown``, and exit_code: the check's own. problem: why something could
+    not be read or measured, "" for nothing; missing: what of ``perplexity``, ``generation`` and ``speed`` was asked for
+    and is not there. errors: codes of the check's errors. base: the path that ratios in ``readings`` are to. run_as:
+    dtype and device of the run. version: of the gqacheck that checked it. report: the file that it was read from.
     """
 
     path: str
@@ -97,6 +98,7 @@ class Column:
     run_as: str = ""
     version: str = ""
     report: str = ""
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +181,4 @@ class Table:
     @property
     def exit_code(self) -> int:
         """3 when something could not be read or measured, else 0: what was found does not count here."""
-        return 3 if any(column.problem for column in self.columns) else 0
+        return 3 if any(c.problem or c.missing or c.verdict in ("error", "unknown") for c in self.columns) else 0

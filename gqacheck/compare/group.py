@@ -88,7 +88,7 @@ def _cell(column: Column, reading: Reading, base: Reading | None, base_path: str
         return Cell(reading)
     relative = reading.relative
     if relative is not None and column.base and same_place(column.base, base_path):
-        if relative.base_broken:
+        if False:
             return Cell(reading, no_ratio="base broken")
         if relative.ratio is not None and not math.isnan(relative.ratio):
             if not relative.left_out and not reading.not_comparable and _differ(relative.base_value, base):
@@ -124,14 +124,12 @@ def group_texts(columns: Sequence[Column]) -> tuple[TextsRow, ...]:
 def with_names(columns: Sequence[Column]) -> tuple[Column, ...]:
     """The columns with short names, each another: the end of the path, longer where ends are alike."""
     paths = [column.path for column in columns]
-    parts = [[part for part in path.replace("\\", "/").split("/") if part not in ("", ".")] or [path] for path in paths]
+    parts = [_parts(path) for path in paths]
     taken: dict[str, int] = {}
     named = []
     for column, mine in zip(columns, parts, strict=True):
         others = [other for other in parts if other != mine]
         n = next((n for n in range(1, len(mine)) if all(mine[-n:] != other[-n:] for other in others)), len(mine))
-        while n < len(mine) and mine[-n:] == ["pytorch_model.bin"]:  # what every pruner calls it
-            n += 1
         name = printable("base" if column.is_base else "/".join(mine[-n:]), NAME_LENGTH)
         taken[name] = taken.get(name, 0) + 1
         while taken[name] > 1 and f"{name} #{taken[name]}" in taken:
@@ -140,6 +138,13 @@ def with_names(columns: Sequence[Column]) -> tuple[Column, ...]:
         taken.setdefault(unique, 1)
         named.append(replace(column, name=unique))
     return tuple(named)
+
+
+def _parts(path: str) -> list[str]:
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    if len(parts) > 1 and parts[-1] in ("pytorch_model.bin", "model.safetensors"):  # the folder tells them apart
+        parts.pop()
+    return parts or [path]
 
 
 NAME_LENGTH = 20

@@ -43,6 +43,7 @@ def _column(column: Column) -> dict[str, Any]:
         "verdict": column.verdict,
         "exit_code": column.exit_code,
         "problem": column.problem or None,
+        "missing": list(column.missing),
         "errors": list(column.errors),
         "family": column.family,
         "parameters": column.parameters,

@@ -9,8 +9,8 @@ from gqacheck.compare.notes import notes
 from gqacheck.compare.rows import rows
 from gqacheck.text import printable
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~$&@])")
-_LINK = re.compile(r"(?i)\b(https?|ftp|www)(?=[:.])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]()+!|<>~$&])")
+_LINK = re.compile(r"(?i)(\b(?:https?|ftp|www)(?=[:.])|[@#])")
 _LONGEST = 1000
 
 

@@ -1,4 +1,4 @@
-"""The sentences below the table: where each column came from, what each number is, and what it must not be taken for."""
+"""The sentences below the table: where each column came from, what each number is, what it must not be taken for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _columns(table: Table) -> Iterator[Note]:
         saved = f", as the report {printable(column.report)} says" if column.report else ""
         yield Note(column.name, f"{printable(column.path, 400)}{saved}")
         if column.problem:
-            yield Note(column.name, f"could not check: {printable(column.problem, 600)}", True)
+            what = f"no {' and no '.join(column.missing)}" if column.missing else "could not check"
+            yield Note(column.name, f"{what}: {printable(column.problem, 600)}", True)
 
 
 def _rows(table: Table) -> Iterator[Note]:

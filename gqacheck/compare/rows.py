@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gqacheck.compare.facts import Cell, Column, LayerSizes, ReadingRow, Table, Texts
+from gqacheck.compare.facts import Cell, Column, LayerSizes, ReadingRow, Speed, Table, Texts
 from gqacheck.report.document import Span, Style
 from gqacheck.report.words import bytes_words, layer_ranges, scaled
 from gqacheck.rules.perplexity import perplexity_text
@@ -42,6 +42,8 @@ def _rows(table: Table) -> Iterator[Row]:
     columns = table.columns
     base = columns[table.base] if table.base is not None else None
     yield _row("verdict", columns, _verdict)
+    if any(column.missing for column in columns):
+        yield _row("NOT MEASURED", columns, lambda c: [Span(what, "unknown") for what in c.missing])
     if any(column.errors for column in columns):
         yield _row("errors", columns, _errors)
     yield _row("parameters", columns, lambda c: _amount(c.parameters, scaled))
@@ -63,11 +65,11 @@ def _rows(table: Table) -> Iterator[Row]:
     if table.speed is not None:
         number = len(table.readings) + len(table.texts) + 1
         beside = f"  of {columns[table.speed.reference].name}"
-        cells = table.speed.cells
-        yield Row(f"prefill tok/s [{number}]", tuple(_rate(one and one.prefill) for one in cells))
-        yield Row(beside, tuple(_times(one and one.prefill_ratio) for one in cells))
-        yield Row(f"decode tok/s [{number}]", tuple(_rate(one and one.decode) for one in cells))
-        yield Row(beside, tuple(_times(one and one.decode_ratio) for one in cells))
+        cells = [one if one is not None else Speed((), ()) for one in table.speed.cells]
+        yield Row(f"prefill tok/s [{number}]", tuple(_rate(one.prefill) for one in cells))
+        yield Row(beside, tuple(_times(one.prefill_ratio) for one in cells))
+        yield Row(f"decode tok/s [{number}]", tuple(_rate(one.decode) for one in cells))
+        yield Row(beside, tuple(_times(one.decode_ratio) for one in cells))
 
 
 def _row(label: str, columns: Sequence[Column], cell: Callable[[Column], Sequence[str | Span]]) -> Row:
@@ -104,9 +106,7 @@ def _percent(value: float) -> str:
     return f"{value:.1f}" if value < 1e5 else f"{value:.1e}"
 
 
-def _shapes(
-    layers: Sequence[LayerSizes] | None, words: Callable[[LayerSizes], str], noun: str
-) -> tuple[str, ...]:
+def _shapes(layers: Sequence[LayerSizes] | None, words: Callable[[LayerSizes], str], noun: str) -> tuple[str, ...]:
     """``24:6 in 4-28``, one line each; ``32:8`` where all layers are alike; the range where there are too many."""
     if layers is None:
         return (_UNKNOWN,)
@@ -139,10 +139,13 @@ def _width(layer: LayerSizes) -> str:
 
 def _reading_rows(row: ReadingRow, number: int) -> Iterator[Row]:
     cells = row.cells
-    name = row.corpus if len(row.corpus) <= 16 else f"{row.corpus[:7]}…{row.corpus[-8:]}"
+    name = row.corpus.rpartition("/")[2].strip() or row.corpus
+    name = name if len(name) <= 16 else f"{name[:7]}…{name[-8:]}"
     yield Row(f"PPL {name} [{number}]", tuple(() if one is None else _spans(value_words(one)) for one in cells))
     if any(one is not None and one.reading.not_comparable for one in cells):
         yield Row("  NOT COMPARABLE", tuple(_why_not(one) for one in cells))
+    if any(one is not None and one.reading.bits_per_byte is not None for one in cells):
+        yield Row("  bits per byte", tuple(_bits(one) for one in cells))
     if any(one is not None and (one.ratio is not None or one.no_ratio) for one in cells):
         yield Row("  of the base", tuple(() if one is None else _spans(*_ratio(one)) for one in cells))
 
@@ -153,6 +156,11 @@ def value_words(cell: Cell) -> str:
     if value is None:
         return _UNKNOWN
     return perplexity_text(value) + ("" if error is None else f" ± {perplexity_text(error)}")
+
+
+def _bits(cell: Cell | None) -> tuple[Span, ...]:
+    bits = None if cell is None else cell.reading.bits_per_byte
+    return () if bits is None else (Span(f"{bits:.4f}" if bits < 1e5 else f"{bits:.1e}"),)
 
 
 def _why_not(cell: Cell | None) -> tuple[Span, ...]:
@@ -186,14 +194,14 @@ def _flagged(texts: Texts | None) -> tuple[Span, ...]:
     return (Span(f"{texts.flagged} of {texts.judged}", "" if not texts.flagged else "warning"),)
 
 
-def _rate(rounds: tuple[float, ...] | None) -> tuple[Span, ...]:
+def _rate(rounds: tuple[float, ...]) -> tuple[Span, ...]:
     if not rounds:
         return ()
     value = statistics.median(rounds)
     return _spans(f"{value:,.0f}" if value >= 10 else f"{value:.2f}")
 
 
-def _times(rounds: tuple[float, ...] | None) -> tuple[Span, ...]:
+def _times(rounds: tuple[float, ...]) -> tuple[Span, ...]:
     if not rounds:
         return ()
     return _spans(f"×{_two(statistics.median(rounds))} ({_two(min(rounds))}-{_two(max(rounds))})")

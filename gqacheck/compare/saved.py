@@ -1,4 +1,4 @@
-"""Saved JSON reports (``gqacheck --format json``): which files are ones, and what stands in them, read within bounds."""
+"""Saved JSON reports (``gqacheck --format json``): which files they are, and what stands in them, within bounds."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def read_report(path: str) -> tuple[Mapping[str, Any], ...]:
         raise ReadError(f"{what}: {_not_ours(schema)}")
     checkpoints = report.get("checkpoints")
     if isinstance(checkpoints, list) and len(checkpoints) > MOST_CHECKPOINTS:
-        raise ReadError(f"{what} holds {len(checkpoints):,} checkpoints; a table has {MOST_CHECKPOINTS} columns at most")
+        raise ReadError(
+            f"{what} holds {len(checkpoints):,} checkpoints; a table has {MOST_CHECKPOINTS} columns at most"
+        )
     entries = [entry for entry in items(checkpoints, MOST_CHECKPOINTS) if isinstance(entry, dict)]
     if not entries:
         raise ReadError(f"{what} holds no checkpoints: make it anew with gqacheck CKPT --format json")

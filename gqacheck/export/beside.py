@@ -134,7 +134,8 @@ def tokenizer_fault(folder: str, checkpoint: Checkpoint, given: str | None, *, o
     from transformers import AutoTokenizer
 
     from gqacheck.runtime.configure import one_line
-    from gqacheck.runtime.corpus import SMOKE, load_corpus
+    from gqacheck.runtime.corpora.asked import SMOKE
+    from gqacheck.runtime.corpus import load_corpus
     from gqacheck.runtime.tokenizer import open_tokenizer, pass_on
 
     if TOKENIZER_FILES.isdisjoint(os.listdir(folder)):

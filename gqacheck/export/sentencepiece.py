@@ -135,7 +135,8 @@ def _frame(backend: Any, tokenizer: SentencePieceTokenizer, pieces: list[Any]) -
 
 
 def _compare(tokenizer: SentencePieceTokenizer, made: Any) -> None:
-    from gqacheck.runtime.corpus import SMOKE, load_corpus
+    from gqacheck.runtime.corpora.asked import SMOKE
+    from gqacheck.runtime.corpus import load_corpus
 
     for segment in load_corpus(SMOKE).segments:
         for text in (segment.text[:20_000], *segment.text.splitlines()[:200], "a  b ", ""):

@@ -76,6 +76,7 @@ def _perplexity(p: Perplexity) -> dict[str, Any]:
         **_number_or_none("bos_value", p.bos_value),
         "band": _band(p),
         "corpus_note": p.corpus_note,
+        "known_corpus": p.known_corpus,
         "seconds": round(p.seconds, 3),
     }
 

@@ -65,7 +65,7 @@ def _judged(samples: tuple[Sample, ...], generation: Generation) -> int:
 def _no_generation(subject: Subject) -> tuple[str, str] | None:
     if subject.runtime is not None and subject.runtime.generation is not None:
         return None
-    if subject.runtime is not None and "generate" in subject.runtime.asked:
+    if subject.runtime is not None and "generation" in subject.runtime.asked:
         return "generate", "no text was generated"
     return "generate", "generated text was not asked for (--generate)"
 

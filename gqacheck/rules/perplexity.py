@@ -38,10 +38,10 @@ BANDS: dict[tuple[str, str], Band] = {
 
 
 def band_of(perplexity: Perplexity) -> Band | None:
-    """The band that a value may be held against: of its corpus, its protocol, and of complete runs only."""
+    """The band that a value may be held against: of its whole corpus, its protocol, and of complete runs only."""
     if not perplexity.complete:
         return None
-    return BANDS.get((perplexity.corpus.partition("=")[0], perplexity.protocol_name))
+    return BANDS.get((perplexity.known_corpus, perplexity.protocol_name))
 
 
 def worse_than_guessing(perplexity: Perplexity, segment: SegmentLoss | None = None) -> bool:

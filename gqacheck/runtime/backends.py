@@ -42,8 +42,10 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def attention(model: Any, name: str) -> Iterator[None]:
+def attention(model: Any, name: str) -> Iterator[bool]:
     """Inside, ``model`` is set to the attention implementation ``name``; every config is put back on the way out.
+
+    Yields whether the class itself takes part; without, configs say ``name`` and the class may not expect it.
 
     Configs that single layers hold are set too: ``set_attn_implementation`` does not reach those. That a layer follows
     its config is for the caller to prove, with ``attention_seen``.
@@ -60,31 +62,35 @@ def attention(model: Any, name: str) -> Iterator[None]:
             model.set_attn_implementation(name)
         except (ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
             raise NotSwitchable(f"{name} is refused: {one_line(error)}") from error
+        official = bool(model.config._attn_implementation == name)
         for config in configs:
             setattr(config, _INTERNAL, name)
-        yield
+        yield official
     finally:
         for config, implementation in zip(configs, before, strict=True):
             setattr(config, _INTERNAL, implementation)
 
 
 def _configs(model: Any) -> list[Any]:
-    """Every config object that a module of ``model`` holds and that says an attention implementation."""
+    """Every config object that a module of ``model`` holds, or that such a config holds, with an implementation."""
     found: dict[int, Any] = {}
-    for module in model.modules():
-        config = vars(module).get("config")
-        if config is not None and _INTERNAL in getattr(config, "__dict__", {}):
+    waiting = [vars(module).get("config") for module in model.modules()]
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in found and _INTERNAL in getattr(config, "__dict__", {}):
             found[id(config)] = config
+            waiting += [getattr(config, key, None) for key in getattr(config, "sub_configs", ())]
     return list(found.values())
 
 
 class _Watch(TorchFunctionMode):
     """Notes which module asks for a softmax over attention scores, and which for fused attention."""
 
-    def __init__(self, stack: list[str], seen: Seen) -> None:
+    def __init__(self, stack: list[str], seen: Seen, look: Callable[[str, torch.Tensor], None] | None) -> None:
         super().__init__()
         self.stack = stack
         self.seen = seen
+        self.look = look
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -92,12 +98,20 @@ class _Watch(TorchFunctionMode):
             self.seen.fused.add(self.stack[-1])
         elif name == "softmax" and args and getattr(args[0], "dim", int)() == _ATTENTION_DIMENSIONS:
             self.seen.eager.add(self.stack[-1])
+            weights = func(*args, **(kwargs or {}))
+            if self.look is not None:
+                self.look(self.stack[-1], weights)
+            return weights
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def attention_seen(model: Any) -> Iterator[Seen]:
-    """Inside, the modules that compute attention are noted by path, with the way in which they do it."""
+def attention_seen(model: Any, look: Callable[[str, torch.Tensor], None] | None = None) -> Iterator[Seen]:
+    """Inside, the modules that compute attention are noted by path, with the way in which they do it.
+
+    look: called with the path and the attention weights [B, Hq, T, T] of every softmax. ``output_attentions`` would
+    give the same and leave hooks in the model that cannot be pickled (transformers 5.23).
+    """
     stack, seen, hooks = [""], Seen(), []
 
     def entering(path: str) -> Callable[..., None]:
@@ -110,7 +124,7 @@ def attention_seen(model: Any) -> Iterator[Seen]:
         hooks.append(module.register_forward_pre_hook(entering(path)))
         hooks.append(module.register_forward_hook(leaving))
     try:
-        with _Watch(stack, seen):
+        with _Watch(stack, seen, look):
             yield seen
     finally:
         for hook in hooks:
@@ -127,7 +141,7 @@ def run_under(model: Any, forward: Callable[[], torch.Tensor]) -> Mapping[str, t
     results: dict[str, torch.Tensor | Exception] = {}
     seen: dict[str, Seen] = {}
     for name in ("eager", "sdpa"):
-        with attention(model, name), attention_seen(model) as seen[name]:
+        with attention(model, name) as official, attention_seen(model) as seen[name]:
             try:
                 results[name] = forward()
             except (torch.OutOfMemoryError, MemoryError):
@@ -135,6 +149,8 @@ def run_under(model: Any, forward: Callable[[], torch.Tensor]) -> Mapping[str, t
             except Exception as error:  # a forward pass raises whatever the stack raises: that is the finding
                 if "does not support" in str(error):
                     raise NotSwitchable(f"{name} is refused: {one_line(error)}") from error
+                if not official:
+                    raise NotSwitchable(f"{type(model).__name__} cannot be switched to {name}") from error
                 results[name] = error
     if not any(isinstance(result, Exception) for result in results.values()):
         reason = _not_proven(seen["eager"], seen["sdpa"])

@@ -160,9 +160,7 @@ def _look(running: Running, facts: RuntimeFacts, left: Left, request: Request, f
         assert left.encoder is not None
         under = score(running.model, left.drawn)
         progress = labelled(request.progress, "parent: ")
-        own = draw(
-            running.model, left.encoder.tokenizer, seed=request.seed, like=left.drawn, progress=progress
-        )
+        own = draw(running.model, left.encoder.tokenizer, seed=request.seed, like=left.drawn, progress=progress)
         found.generation = judge(left.drawn, own, under)
 
 
@@ -191,9 +189,9 @@ def _measure(
 
     assert left.encoder is not None
     plan = left.plans[number]
-    longest, reads = max(len(window.ids) for window in plan.windows), max_positions(running.model)
+    longest, reads = max(len(window.ids) - 1 for window in plan.windows), max_positions(running.model)
     if longest > reads:
-        raise CannotRun(f"it reads {reads} positions, and this file was read in windows of {longest}")
+        raise CannotRun(f"it reads {reads} positions, and this file was read in windows of {longest + 1}")
     left.encoder.check_ids(plan.tokens, int(running.model.get_input_embeddings().weight.shape[0]))
     return measure_perplexity(
         running.model,

@@ -25,23 +25,22 @@ from gqacheck.text import printable
 TOLERANCES: Mapping[str, Mapping[Check, float]] = {
     "float64": {"backends": 5e-3, "cache": 5e-3, "padding": 5e-3, "prefix": 5e-3},
     "float32": {"backends": 5e-3, "cache": 5e-3, "padding": 5e-3, "prefix": 5e-3},
-    "float16": {"backends": 0.2, "cache": 0.1, "padding": 0.1, "prefix": 0.02},
+    "float16": {"backends": 0.3, "cache": 0.15, "padding": 0.15, "prefix": 0.02},
     "bfloat16": {"backends": 1.5, "cache": 0.5, "padding": 0.5, "prefix": 0.1},
 }
 """Largest difference of logits, in their standard deviations, that rounding explains.
 
 Measured on a CPU with torch 2.13 and transformers 5.23. Trained: three models of 1 to 3 M parameters, 20 seeds each.
-Random: 50 families of 4 layers, 4 weight seeds, 2 texts each, weights of std 0.3, which rounding shakes far more than
-trained ones; families with experts by their median position.
+Random: 52 families of 4 layers, 4 weight seeds (float16: 2), 2 texts each, weights of std 0.3, which rounding shakes
+far more than trained ones; families with experts by their median position.
 
-===========  =================  ================  =================  ==================  ==================
-largest      backends, trained  backends, random  cache and padding  cache and padding,  prefix, all
-                                                  trained            random
-===========  =================  ================  =================  ==================  ==================
-float32      8.6e-6             1e-4              7.6e-6             3e-4                2.5e-6
-bfloat16     0.20               1.3               0.053              0.21                0
-float16      not measured       0.15              not measured       0.05                0
-===========  =================  ================  =================  ==================  ==================
+========  =================  ================  =======================  ======================  ===========
+largest   backends, trained  backends, random  cache, padding, trained  cache, padding, random  prefix, all
+========  =================  ================  =======================  ======================  ===========
+float32   8.6e-6             3.7e-5            7.6e-6                   1.3e-4                  2.5e-6
+bfloat16  0.20               1.3               0.053                    0.21                    0
+float16   not measured       0.18              not measured             0.084                   0
+========  =================  ================  =======================  ======================  ===========
 
 Faults that are meant to be found, in float32: 0.08 and more for a scale that is 20 % off in one layer and one backend,
 0.2 and more for a mask that one layer ignores. Parts of many classes compute in float32 whatever the dtype is, so
@@ -248,13 +247,17 @@ def _padding(probe: Probe) -> Iterator[Comparison]:
     """The last two thirds of the ids in a batch with all of them, padded on the left and on the right."""
     full, length = probe.full(), len(probe.ids)
     pad = length - length * 2 // 3
-    accepted = inspect.signature(probe.model.forward).parameters
+    inner = getattr(probe.model, "get_base_model", lambda: probe.model)()  # peft hands on what it does not name
+    accepted = inspect.signature(inner.forward).parameters
     for side in ("left", "right"):
         what = f"a text padded on the {side} beside {_PADDING}"
         if isinstance(full, Exception) or length < 3:
             yield _impossible("padding", what, full)
         elif "attention_mask" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             yield Comparison("padding", what, skipped=f"{type(probe.model).__name__} takes no attention mask")
+        elif probe.dtype == torch.float64 and getattr(probe.model.config, "_attn_implementation", None) == "eager":
+            # float64's lowest number is -inf in the softmax of eager attention, which is computed in float32
+            yield Comparison("padding", what, skipped="eager attention masks nothing finitely in float64: use float32")
         else:
             short, filler = probe.ids[pad:], _filler(probe).expand(pad)
             row = torch.cat([filler, short] if side == "left" else [short, filler])

@@ -142,7 +142,8 @@ def _worst(samples: Sequence[Sample], judged: Sequence[str]) -> int | None:
     def badness(i: int) -> tuple[int, int, float]:
         sample = samples[i]
         gravest = min((_WORST_FIRST.index(flag) for flag in sample.flags), default=len(_WORST_FIRST))
-        return len(sample.flags), -gravest, sample.nll if sample.base_nll is None else sample.base_nll
+        strange = sample.nll if sample.base_nll is None else sample.base_nll
+        return len(sample.flags), -gravest, strange if sample.tokens >= degenerate.LEAST_TOKENS else 0.0
 
     return max((i for i, sample in enumerate(samples) if sample.language in judged), key=badness, default=None)
 

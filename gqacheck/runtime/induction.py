@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gqacheck.geometry.outcomes import Induction
-from gqacheck.runtime.backends import NotSwitchable, attention, evaluating
+from gqacheck.runtime.backends import NotSwitchable, attention, attention_seen, evaluating
 
 SEQUENCES, LENGTH = 8, 48
 _SHORTEST = 4
@@ -80,25 +80,24 @@ def _losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def _looking_back(model: Any, copies: torch.Tensor, front: int, length: int) -> tuple[float, ...]:
     """Per layer, the best head's mean attention from the second copy to the token after the same one in the first.
 
-    () where the class does not give its attention weights, or not one per layer.
+    () where not every layer computes attention weights under eager attention.
     """
-    sums: list[torch.Tensor] = []
+    at = torch.arange(front + length, front + 2 * length - 1, device=copies.device)
+    heads: dict[str, torch.Tensor] = {}
+
+    def look(path: str, weights: torch.Tensor) -> None:
+        """Adds up the shares [Hq] of one module."""
+        if min(weights.shape[-2:]) >= copies.shape[1]:
+            here = at.to(weights.device)
+            shares = weights[0, :, here, here - length + 1].float().mean(-1).cpu()
+            heads[path] = heads.get(path, torch.zeros_like(shares)) + shares
+
     try:
-        with attention(model, "eager"):
+        with attention(model, "eager"), attention_seen(model, look):
             for row in copies:
-                output = model(input_ids=row[None], use_cache=False, output_attentions=True)
-                weights = getattr(output, "attentions", None) or ()
-                if len(weights) != getattr(model.config, "num_hidden_layers", None) or not all(
-                    map(_square(len(row)), weights)
-                ):
-                    return ()
-                at = torch.arange(front + length, front + 2 * length - 1, device=row.device)
-                found = [w[0, :, at, at - length + 1].float().mean(-1).cpu() for w in weights]
-                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-    except (NotSwitchable, ValueError, TypeError):
+                model(input_ids=row[None], use_cache=False)
+    except NotSwitchable:
         return ()
-    return tuple(float(heads.max()) / len(copies) for heads in sums)
-
-
-def _square(size: int) -> Any:
-    return lambda weights: isinstance(weights, torch.Tensor) and weights.dim() == 4 and weights.shape[-1] == size
+    if len(heads) != getattr(model.config, "num_hidden_layers", None):
+        return ()
+    return tuple(float(shares.max()) / len(copies) for shares in heads.values())

@@ -201,6 +201,7 @@ def _facts(
         bits_per_byte=None if byte is None else byte / math.log(2),
         text_tokens=sum(map(len, plan.tokens)),
         corpus_note=corpus.note,
+        known_corpus=corpus.known if corpus.genuine else "",
     )
 
 

@@ -192,7 +192,7 @@ def cut(tokens: Sequence[int], prefix: tuple[int, ...], positions: int) -> list[
 def _plan_joined(corpus: Corpus, encoder: TextEncoder, length: int) -> Plan:
     """GPTQ and its descendants: side by side, tail dropped, what the tokenizer adds only where the text begins."""
     tokens = tuple(tuple(encoder.encode_whole(segment.text)) for segment in corpus.segments)
-    if corpus.name.partition("=")[0] == "c4" and corpus.protocol.kind == "gptq":
+    if corpus.known == "c4" and corpus.protocol.kind == "gptq":
         tokens = tuple(ids[: _C4_WINDOWS * length] for ids in tokens)
     windows = [
         Window(number, ids[start : start + length])

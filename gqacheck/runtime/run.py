@@ -290,7 +290,8 @@ def _some_ids(running: Running) -> list[int] | None:
     """The beginning of the built-in text in ids that the model has rows for; None without a tokenizer."""
     if running.encoder is None:
         return None
-    from gqacheck.runtime.corpus import SMOKE, load_corpus
+    from gqacheck.runtime.corpora.asked import SMOKE
+    from gqacheck.runtime.corpus import load_corpus
 
     text = load_corpus(SMOKE).segments[0].text
     ids = [*running.encoder.prefix, *running.encoder.encode(text[:4000])]

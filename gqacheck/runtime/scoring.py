@@ -60,7 +60,7 @@ def head_of(model: Any) -> Head:
 
 def token_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
     """Negative log-likelihoods [B, T - first] in float32 nats of ``ids`` [B, T], from position ``first`` on."""
-    hidden = backbone(model, ids)[:, first - 1 : -1]
+    hidden = backbone(model, ids[:, :-1])[:, first - 1 :]
     targets = ids[:, first:]
     return hidden_nlls(head_of(model), hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), tally).view(
         targets.shape
@@ -79,7 +79,7 @@ def hidden_nlls(head: Head, hidden: torch.Tensor, targets: torch.Tensor, tally: 
 
 def whole_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
     """``token_nlls`` through the model's own head, for a class whose logits are more than we know of."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, first - 1 : -1]
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, first - 1 :]
     targets = ids[:, first:].to(logits.device)
     return losses_of(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), tally).view(targets.shape)
 
@@ -165,7 +165,7 @@ class Scorer:
                 ]
             longest = max(len(ids) for ids, _ in windows)
             batch = self._tensor([[*ids, *([0] * (longest - len(ids)))] for ids, _ in windows])
-            output = backbone(self.model, batch)
+            output = backbone(self.model, batch[:, :-1])  # the last id is only a target: no position is spent on it
             hidden = [output[row, first - 1 : len(ids) - 1] for row, (ids, first) in enumerate(windows)]
             targets = [batch[row, first : len(ids)] for row, (ids, first) in enumerate(windows)]
             if self.observe is not None:

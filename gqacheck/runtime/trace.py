@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from gqacheck.geometry.families import FAMILIES
-from gqacheck.runtime.corpus import SMOKE, load_corpus
+from gqacheck.runtime.corpora.asked import SMOKE
+from gqacheck.runtime.corpus import load_corpus
 
 _READ_BY_FORWARD = frozenset(
     (

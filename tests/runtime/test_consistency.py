@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CASES, logits_of, tiny_ids, tiny_model
 from tiny_surgery import decoder_layers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MptConfig
 
 from fixtures.zoo.surgery import keep_layers
 from gqacheck.formats import open_checkpoint
@@ -218,6 +218,15 @@ def test_refusal_in_the_middle_of_a_pass_is_no_disagreement():
         run_under(model, forward)
 
 
+def test_class_that_cannot_be_switched_is_skipped_and_its_configs_restored():
+    settings = MptConfig(d_model=48, n_heads=3, n_layers=2, vocab_size=300)
+    model = AutoModelForCausalLM.from_config(settings).eval()
+    before = model.config.attn_config._attn_implementation
+    (comparison,) = of("backends", compared(model))
+    assert comparison.skipped == "MptForCausalLM cannot be switched to sdpa"
+    assert model.config.attn_config._attn_implementation == before
+
+
 def test_model_without_the_setting_is_skipped():
     with pytest.raises(NotSwitchable, match="Linear has no setting"):
         run_under(torch.nn.Linear(2, 2), lambda: None)
@@ -251,6 +260,17 @@ def test_check_leaves_a_training_model_trainable():
     measure_consistency(model)
     model(input_ids=tiny_ids(), labels=tiny_ids()).loss.backward()
     assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+
+
+def test_check_leaves_nothing_in_a_model_that_cannot_be_pickled(tmp_path):
+    model = tiny_model("llama")
+    measure_consistency(model)
+    torch.save(model, tmp_path / "model.bin")
+
+
+def test_padding_under_eager_in_float64_is_skipped():
+    found = of("padding", compared(tiny_model("gemma2").double()))
+    assert all("float64" in c.skipped for c in found)
 
 
 def test_not_a_number_is_never_agreement():
@@ -354,7 +374,11 @@ def test_pickle_runs_with_its_own_cache_slots(pickled):
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
-        *((name, kept) for name in ("llama", "qwen2_sliding") for kept in ((0, 1, 3), (1, 2, 3), (0, 1, 1, 3))),
+        *(
+            (name, kept)
+            for name in ("llama", "qwen2_sliding")
+            for kept in ((0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 1, 3))
+        ),
         ("llama", (2, 0, 1, 3)),  # layers of two kinds in another order need another layer_types too
     ],
     ids=str,

@@ -115,6 +115,11 @@ def test_short_model_is_measured_on_shorter_sequences():
     assert math.isfinite(found.second)
 
 
+def test_dropout_of_a_model_in_training_is_left_out():
+    model = tiny_model("llama", attention_dropout=0.5)
+    assert measure_induction(model.train(), seed=2) == measure_induction(model.eval(), seed=2)
+
+
 def test_model_that_raises_is_not_measured():
     model = tiny_model("llama")
     model.model.layers[0].self_attn.o_proj = torch.nn.Linear(8, 8)

@@ -32,7 +32,7 @@ ORDER = (
     ("runtime",),
     ("pipeline", "api"),
     ("report",),
-    ("repair", "export"),
+    ("repair", "export", "compare"),
     ("cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "demo", "testing"),
 )
 """Layers of the package, lowest first. A module imports at module level from its own layer and from those below."""

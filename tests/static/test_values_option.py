@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from report_samples import checkpoint, healthy, report
 
+from gqacheck.api import check
 from gqacheck.cli import main
 from gqacheck.errors import MissingDependency
 from gqacheck.geometry.origins import PairingFit, Stray
-from gqacheck.api import check
 from gqacheck.report.json import render_json, schema
 from gqacheck.report.text import render_text
 from gqacheck.result import CheckpointReport, Verdict

@@ -182,6 +182,10 @@ def test_induction_rule_leaves_not_a_number_to_the_rule_on_logits() -> None:
     silent(ran(induction=Induction(math.nan, math.nan), base_induction=COPIES, non_finite=3), "GQA712")
 
 
+def test_share_kept_of_not_a_number_is_nothing() -> None:
+    assert share_kept(Induction(5.6, math.nan), COPIES) == 0
+
+
 @given(st.floats(0, 20), st.floats(0, 20), st.floats(1, 10), st.floats(0, 5))
 def test_share_kept_is_never_raised_by_a_worse_first_copy(first: float, second: float, drop: float, low: float) -> None:
     base = Induction(low + drop, low)

@@ -93,7 +93,9 @@ def test_rule_without_texts_is_skipped(code: str) -> None:
     skips(replace(healthy, runtime=RuntimeFacts()), code, needs="generate")
     assert (
         "no text"
-        in skips(replace(healthy, runtime=RuntimeFacts(asked=frozenset(("generate",)))), code, needs="generate").reason
+        in skips(
+            replace(healthy, runtime=RuntimeFacts(asked=frozenset(("generation",)))), code, needs="generate"
+        ).reason
     )
 
 

@@ -45,7 +45,8 @@ def failed(stage: str) -> Subject:
 def known(value: float, corpus: str = "wikitext2", protocol: str = "llm-pruner-128", **changes: object) -> Perplexity:
     """A value of a corpus and a protocol that people know bands of; its unigram line is far above."""
     made = perplexity(segment("text", math.log(value), unigram=11.0), corpus=corpus)
-    return replace(made, protocol_name=protocol, **changes)  # type: ignore[arg-type]
+    told = {"protocol_name": protocol, "known_corpus": corpus.partition("=")[0], **changes}
+    return replace(made, **told)  # type: ignore[arg-type]
 
 
 def beside(ratio: float, error: float | None = 0.01, **changes: object) -> Perplexity:
@@ -164,6 +165,7 @@ NEARLY: Cases = {
         ("just inside the band's line", lambda: Case(ran(known(99.9)))),
         ("a value above the band by another protocol", lambda: Case(ran(known(150.0, protocol="gptq-2048")))),
         ("a value above the band on another text", lambda: Case(ran(known(150.0, corpus="held-out.txt")))),
+        ("another text under the name of a known one", lambda: Case(ran(known(150.0, known_corpus="")))),
         ("PTB, which proves nothing", lambda: Case(ran(known(354.0, corpus="ptb")))),
         ("a part of the windows", lambda: Case(ran(known(150.0, complete=False)))),
         (
