@@ -88,7 +88,7 @@ def _cell(column: Column, reading: Reading, base: Reading | None, base_path: str
         return Cell(reading)
     relative = reading.relative
     if relative is not None and column.base and same_place(column.base, base_path):
-        if False:
+        if relative.base_broken:
             return Cell(reading, no_ratio="base broken")
         if relative.ratio is not None and not math.isnan(relative.ratio):
             if not relative.left_out and not reading.not_comparable and _differ(relative.base_value, base):

@@ -11,13 +11,13 @@ from gqacheck.rules.perplexity import band_of, perplexity_text
 from gqacheck.text import printable
 
 FLAG_WORDS: dict[Flag, str] = {
-    "repeats": "repeats itself",
-    "compresses": "compresses far too well",
-    "loops": "ends in a loop",
-    "replacement": "holds broken characters",
-    "control": "holds control characters",
-    "scripts": "mixes writing systems",
-    "salad": "is word salad",
+    "repeats": "repetition",
+    "compresses": "text that compresses far too well",
+    "loops": "a loop at the end",
+    "replacement": "broken characters",
+    "control": "control characters",
+    "scripts": "mixed writing systems",
+    "salad": "word salad",
 }
 CHECK_WORDS = {
     "backends": "eager = sdpa",
@@ -90,13 +90,13 @@ def _broken(runtime: RuntimeFacts) -> list[bool]:
 
 
 def generation_words(made: Generation) -> str:
-    """``16 texts generated (…): 1 repeats itself (base 0)``."""
+    """``16 texts generated and judged (…): word salad in 8 (base 0)``."""
     judged = [sample for sample in made.samples if sample.language in made.judged]
     flags = list(dict.fromkeys(flag for sample in judged for flag in sample.flags))
     counts = []
     for flag in flags:
         base = f" (base {made.flagged(flag, base=True)})" if made.base_samples else ""
-        counts.append(f"{made.flagged(flag)} {FLAG_WORDS[flag]}{base}")
+        counts.append(f"{FLAG_WORDS[flag]} in {made.flagged(flag)}{base}")
     left_out = f"; not judged: {', '.join(made.left_out)}, which it does not read" if made.left_out else ""
     said = ", ".join(counts) or "nothing wrong with any"
     return f"{plural(len(judged), 'text')} generated and judged ({made.settings}): {said}{left_out}{_note(made.note)}"
@@ -128,10 +128,8 @@ def sample_blocks(runtime: RuntimeFacts | None) -> list[Block]:
         return []
     sample = made.samples[made.worst]
     text = printable(sample.text, SHOWN_OF_A_SAMPLE)
-    return [
-        line(f"{printable(sample.prompt, 80)} → {text}", label=("  ", Span("worst sample  ", "dim"))),
-        line(Span(_about(sample), "dim"), label=("  ", Span(f"{'':14}", "dim"))),
-    ]
+    told = f"{printable(sample.prompt, 80)} → {text} ({_about(sample)})"
+    return [line(told, label=Span("worst text  ", "dim"))]
 
 
 def _about(sample: Sample) -> str:

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Counterfactual, Generation, Induction, Perplexity, RuntimeFacts
 from gqacheck.rules.perplexity import perplexity_text, worse_than_guessing
 from gqacheck.runtime.counterfactual import explain as explain_perplexities
+from gqacheck.runtime.left import Left, judged_alone
 from gqacheck.runtime.running import (
     Request,
     Running,
@@ -28,7 +29,6 @@ from gqacheck.text import printable
 if TYPE_CHECKING:
     from gqacheck.runtime.kept import Kept
     from gqacheck.runtime.relative import Beside
-    from gqacheck.runtime.run import Left
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ def run_beside(
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
         sentence = f"the parent could not be run beside this file: {reason_of(error)}"
-        return replace(facts, notes=(*facts.notes, sentence), generation=_alone(left, facts))
+        return replace(judged_alone(facts, left), notes=(*facts.notes, sentence))
     return _together(child, parent, facts, left, found, kept, pairing_broken)
 
 
@@ -266,12 +266,3 @@ def _errors_of(parent: Subject) -> str:
     findings, _ = run_rules(parent, [rule for rule in RULES if rule.claim != "runtime"], tolerant=True)
     codes = dict.fromkeys(f"{f.code} {f.slug}" for f in findings if f.severity is Severity.ERROR)
     return ", ".join(list(codes)[:4])
-
-
-def _alone(left: Left, facts: RuntimeFacts) -> Any:
-    """What the child's texts show without the base that could not be run."""
-    if left.drawn is None:
-        return facts.generation
-    from gqacheck.runtime.generation import judge
-
-    return judge(left.drawn, None, None)

@@ -17,6 +17,7 @@ from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.geometry.facts import Geometry, Subject
 from gqacheck.geometry.outcomes import Consistency, Perplexity, RuntimeFacts
+from gqacheck.runtime.left import Left, judged_alone
 from gqacheck.runtime.running import (
     Progress,
     Request,
@@ -30,23 +31,8 @@ from gqacheck.runtime.running import (
 
 if TYPE_CHECKING:
     from gqacheck.runtime.corpus import Corpus
-    from gqacheck.runtime.generation import Drawn
-    from gqacheck.runtime.protocols import Plan
-    from gqacheck.runtime.relative import Footprint
-    from gqacheck.runtime.tokenizer import TextEncoder
 
 __all__ = ["Left", "Progress", "Request", "run_check", "run_child", "run_model"]
-
-
-@dataclass(slots=True)
-class Left:
-    """What a model that is gone leaves behind for the comparison with its base, per corpus in the order asked."""
-
-    encoder: TextEncoder | None = None
-    corpora: list[Corpus] = field(default_factory=list)
-    plans: list[Plan] = field(default_factory=list)
-    footprints: list[Footprint | None] = field(default_factory=list)
-    drawn: Drawn | None = None
 
 
 def run_check(subject: Subject, request: Request, *, pairing_broken: bool = False) -> RuntimeFacts:
@@ -63,7 +49,7 @@ def run_check(subject: Subject, request: Request, *, pairing_broken: bool = Fals
         subject.checkpoint, subject.geometry, request, beside=base.checkpoint if base is not None else None
     )
     if base is None or facts.failure is not None:
-        return facts
+        return judged_alone(facts, left)
     from gqacheck.rules.perplexity import worse_than_guessing
     from gqacheck.runtime.beside import run_beside
 
@@ -92,7 +78,7 @@ def run_model(
         MissingDependency: torch or transformers is not installed.
     """
     require_run_extra("--ppl")
-    return run_child(checkpoint, geometry, Request(tuple(corpora), **{"stop_early": False, **options}))[0]
+    return judged_alone(*run_child(checkpoint, geometry, Request(tuple(corpora), **{"stop_early": False, **options})))
 
 
 def run_child(

@@ -19,7 +19,7 @@ from gqacheck.geometry.outcomes import Flag, Generation
 from gqacheck.rules.generation import GARBLED, LOOPING, is_worse
 from gqacheck.runtime.configure import CannotRun
 from gqacheck.runtime.drawing import LANGUAGES, Drawn, Reading, Text, draw, prompts_of, score
-from gqacheck.runtime.generation import FARTHER, judge, measure_generation
+from gqacheck.runtime.generation import judge, measure_generation
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SHORT = 48  # tokens, for speed; full length is measured elsewhere
@@ -204,7 +204,7 @@ def test_draw_with_a_foreign_tokenizer_names_both_sizes() -> None:
 def test_judge_beside_a_base_flags_what_surprises_it_five_times_as_much() -> None:
     base = drawn(*(text(nll=loss) for loss in (2.0, 3.0, 9.0)))
     child = drawn(*(text() for _ in range(2)))
-    made = judge(child, base, [3.0 + FARTHER - 0.01, 3.0 + FARTHER + 0.01])
+    made = judge(child, base, [3.0 + math.log(5) - 0.01, 3.0 + math.log(5) + 0.01])
     assert flags(made) == [(), ("salad",)]
     assert [sample.flags for sample in made.base_samples] == [(), (), ("salad",)]  # by the same line
     assert made.worst == 1

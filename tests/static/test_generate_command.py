@@ -30,6 +30,7 @@ def test_generate_reads_its_options() -> None:
         (["--prompt", "a", "--prompt", "b"], "--prompt was given twice"),
         (["--temperature", "nan"], "--temperature takes a number from 0 up, not 'nan'"),
         (["--temperature=-1"], "--temperature takes a number from 0 up"),
+        (["--temperature=inf"], "not 'inf'"),
         (["--temperature=warm"], "not 'warm'"),
         (["--top-p=1.01"], "--top-p takes a number from 0.001 to 1"),
         (["--top-p=0"], "--top-p takes a number from 0.001 to 1"),

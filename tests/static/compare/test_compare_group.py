@@ -161,6 +161,7 @@ def test_names_of_columns_are_never_alike(paths: list[str]) -> None:
         (["x/a/pytorch_model.bin", "x/b/pytorch_model.bin"], ["a", "b"]),
         (["x/1/out", "x/2/out"], ["1/out", "2/out"]),
         (["m", "m"], ["m", "m #2"]),
+        (["m #2", "m", "m"], ["m #2", "m", "m #3"]),
         (["pytorch_model.bin", "y"], ["pytorch_model.bin", "y"]),
     ],
 )

@@ -94,6 +94,13 @@ def test_markdown_of_hostile_strings_has_no_markup_of_theirs(tmp_path: Path) -> 
     assert "\x1b" not in shown
 
 
+def test_markdown_of_a_pipe_in_a_name_stays_in_its_cell(tmp_path: Path) -> None:
+    made = compare([write(tmp_path / "a.json", entry("a|b", reading(20, corpus="c|d")), entry("`x`"))])
+    lines = render_markdown(made).splitlines()
+    assert lines[0] == "|  | a\\|b | \\`x\\` |"
+    assert any(line.startswith("| PPL c\\|d ") for line in lines)
+
+
 def test_escape_leaves_plain_words_alone_and_keeps_them_on_one_line() -> None:
     assert escape("llama 24:6, 1.5 ± 0.1") == "llama 24:6, 1.5 ± 0.1"
     assert "\n" not in escape("a\nb")

@@ -19,6 +19,7 @@ from gqacheck.compare.json import render_json
 from gqacheck.compare.markdown import render_markdown
 from gqacheck.compare.saved import is_report, read_report
 from gqacheck.compare.text import compare_blocks
+from gqacheck.compare.untrusted import real, text, whole
 from gqacheck.errors import GqacheckError, ReadError
 from gqacheck.report.document import plain
 
@@ -214,3 +215,21 @@ def test_column_of_a_report_whose_required_part_was_not_checked_says_which() -> 
 def test_column_of_layers_that_are_no_layers_is_unknown() -> None:
     assert column_of(entry("a", geometry={"layers": [layer(0), 3]}), "report").layers is None
     assert column_of(entry("a", geometry={"layers": [layer(0)] * 5000}), "report").layers is None
+
+
+@pytest.mark.parametrize("value", [-1, True, 1.0, "3", None, 10**30, [3]])
+def test_whole_number_of_anything_else_is_unknown(value: Any) -> None:
+    assert whole(value) is None
+    assert whole(10**12) == 10**12
+
+
+@pytest.mark.parametrize("value", [True, "3.5", [], 10**400])
+def test_real_number_of_anything_else_is_unknown(value: Any) -> None:
+    assert real({"a": value}, "a") is None
+    assert real({"a": 3}, "a") == 3.0
+
+
+def test_text_of_a_file_is_printable_and_bounded() -> None:
+    assert text("a\x1b\n", 20) == "a\\x1b\\n"
+    assert len(text("x" * 1000, 20)) == 20
+    assert text(["a"]) == ""

@@ -54,6 +54,7 @@ def test_repeated_ngrams_of_anything_is_the_share_left_after_removing_doubles(id
         ([*range(20)] * 3, 20),
         ([*range(20)] * 2, 0),
         ([*range(20)] * 2 + [*range(19)], 0),  # one id short of three turns
+        ([*range(100, 160), *([*range(20)] * 2)], 0),  # two turns, however much stands before
         ([], 0),
         ([1], 0),
     ],
@@ -101,7 +102,7 @@ def test_control_characters_leave_layout_out() -> None:
         "한국어 문장 안의 漢字 and English",
         "Москва is the capital, Санкт-Петербург is not, says the guide",
         "the angle α and the angle β, the group Σ, the letter ж, the letter ש",
-        "Names: 北京 in Chinese, and a long English sentence about many other things that go on and on, Москва once, "
+        "Names: 北京市 in Chinese, and a long English sentence about many other things that go on and on, Москва once, "
         + "and more of the same in plain English, word after word after word, until it is long enough. " * 3,
         "𝒻 = 𝑚𝑎, ＡＢＣ ½ ² ª",
         "",
