@@ -28,6 +28,7 @@ class Garage:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.ran: list[str] = []
+        self.prompts: set[tuple[int, ...]] = set()
 
     def entrant(self, name: str, *, nbytes: int = 100, fails: Exception | None = None, breaks: bool = False) -> Entrant:
         @contextmanager
@@ -35,16 +36,19 @@ class Garage:
             if fails is not None:
                 raise fails
             self.events.append(f"+{name}")
+            torch.rand(1)  # as building a model does
             model = tiny_models.tiny_model("llama")
             model.eval()
 
-            def before(*_: Any, **kwargs: Any) -> None:
+            def before(model: Any, words: Any, kwargs: Any) -> None:
                 if breaks:
                     raise RuntimeError("size mismatch\nat layer 3")
+                if kwargs["input_ids"].shape[1] > 1:
+                    self.prompts.add(tuple(kwargs["input_ids"][0].tolist()))
                 if not self.ran or self.ran[-1] != name:
                     self.ran.append(name)
 
-            model.register_forward_pre_hook(before)
+            model.register_forward_pre_hook(before, with_kwargs=True)
             try:
                 yield Running(model, None, "cpu", "float32")
             finally:
@@ -103,10 +107,20 @@ def test_speed_without_a_reference_still_shows_tokens_per_second() -> None:
 
 def test_speed_reads_no_more_positions_than_the_shortest_model_has() -> None:
     garage = Garage()
-    race = measure(garage.entrant("a"), garage.entrant("b"), prompt=10**6, steps=10**6, rounds=1)
+    race = measure(garage.entrant("a"), garage.entrant("b"), prompt=10**4, steps=10**4, rounds=1)
     positions = tiny_models.tiny_model("llama").config.max_position_embeddings
     read, written = (int(part.split()[0]) for part in race.settings.removeprefix("batch 1, ").split(", then ")[:2])
     assert read + written == positions
+
+
+def test_speed_reads_the_same_ids_with_every_model_and_every_time() -> None:
+    seen = set()
+    for number in range(2):
+        torch.manual_seed(number)
+        garage = Garage()
+        measure(garage.entrant("a"), garage.entrant("b"), rounds=1)
+        seen |= garage.prompts
+    assert len(seen) == 1
 
 
 def test_speed_leaves_the_global_random_numbers_alone() -> None:
