@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gqacheck.errors import GqacheckError, UsageError
 
 if TYPE_CHECKING:
     from gqacheck.arguments import Arguments
+    from gqacheck.baseline import Baseline
     from gqacheck.pipeline import Options
     from gqacheck.report.document import Block
     from gqacheck.report.output import Output
@@ -21,11 +22,6 @@ INTERRUPTED = 130
 TRACEBACK_SWITCH = "GQACHECK_TRACEBACK"
 """Environment variable: when set, an internal error shows its traceback (for a bug report)."""
 _PLAIN_SIGNS = str.maketrans({"·": "-", "…": "...", "±": "+/-", "→": "->", "×": "x", "–": "-", "≤": "<=", "≥": ">="})
-
-_PLAIN_OPTIONS = (
-    "base", "config", "family", "head_dim", "ppl", "tokenizer", "select", "ignore", "require", "device", "dtype",
-    "device_map", "batch_size", "seed", "limit", "no_early_stop", "generate", "consistency", "values",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None) -> int:
@@ -187,8 +183,6 @@ def _dispatch(argv: Sequence[str], screen: Screen) -> int:
         return 0
     from gqacheck.arguments import help_text, parse
 
-    if not argv:
-        raise UsageError("no checkpoint was given")
     arguments = parse(argv)
     if arguments.help:
         screen.write(help_text(None if argv[0] in ("-h", "--help") else arguments.command))
@@ -309,35 +303,48 @@ def _demo(arguments: Arguments, screen: Screen, colour: str) -> int:
 
 
 def _check(arguments: Arguments, screen: Screen) -> int:
-    from gqacheck.geometry.facts import Expectations
-    from gqacheck.pipeline import Options, check_path
-    from gqacheck.rules.rule import Severity
-    from gqacheck.settings import find_settings
+    from gqacheck.pipeline import check_path
+    from gqacheck.settings import find_settings, make_options
 
     settings = find_settings(os.getcwd())
     given = {**settings.values, **arguments.given}
-    if not arguments.words:
+    paths = arguments.words or settings.expand()
+    if not paths:
         corpus = [name for name in given.get("ppl", ()) if os.path.exists(name)]
         hint = f"; {corpus[0]!r} was taken as the text of --ppl" if corpus else ""
         raise UsageError(f"no checkpoint was given{hint}")
     quiet = bool(given.get("quiet"))
-    inputs = [*arguments.words, *(given[key] for key in ("base", "config", "tokenizer") if key in given)]
+    inputs = [*paths, *(given[key] for key in ("base", "config", "tokenizer", "baseline") if key in given)]
     outputs = _prepare(given.get("output", ()), [*inputs, *given.get("ppl", ())])
+    baseline = _baseline(given)
     progress = None if quiet else progress_bar(screen)
-    if given.get("all_runtime"):
-        given = {"ppl": ("smoke",), **given, "generate": True, "consistency": True}
-    options = Options(
-        expect=Expectations(given.get("expect_layers"), given.get("expect_ratio"), given.get("max_ppl_ratio")),
-        fail_on=Severity(given.get("fail_on", "error")),
-        progress=progress,
-        **{key: given[key] for key in _PLAIN_OPTIONS if key in given},
-    )
     try:
-        report = _report([_guarded(check_path, path, options) for path in arguments.words], settings.source)
+        checked = []
+        for path in paths:
+            asked = {**settings.of(path), **arguments.given}
+            options = make_options(asked, progress=progress, known=baseline.of(path) if baseline else frozenset())
+            checked.append(_guarded(check_path, path, options))
+        report = _report(checked, settings.source)
     finally:
         if progress is not None:
             progress.close()
+    if baseline is not None:
+        report = baseline.told(report)
     screen.code = report.exit_code
+    _show(report, given, screen, quiet=quiet)
+    for output in outputs:
+        from gqacheck.report.output import write_report
+
+        replaced = write_report(report, output)
+        if replaced and not quiet:
+            screen.remark(f"replaced the older report {output.path}")
+    if baseline is not None and given.get("update_baseline"):
+        screen.remark(baseline.update(report))
+        return 0 if report.exit_code == 1 else report.exit_code
+    return report.exit_code
+
+
+def _show(report: Report, given: Mapping[str, Any], screen: Screen, *, quiet: bool) -> None:
     if given.get("format") == "json":
         from gqacheck.report.json import render_json
 
@@ -347,13 +354,17 @@ def _check(arguments: Arguments, screen: Screen) -> int:
 
         screen.show(document(report, quiet=quiet), str(given.get("color", "auto")))
     screen.flush()
-    for output in outputs:
-        from gqacheck.report.output import write_report
 
-        replaced = write_report(report, output)
-        if replaced and not quiet:
-            screen.remark(f"replaced the older report {output.path}")
-    return report.exit_code
+
+def _baseline(given: Mapping[str, Any]) -> Baseline | None:
+    """The baseline that was asked for, read before any checkpoint is."""
+    if "baseline" not in given:
+        if given.get("update_baseline"):
+            raise UsageError("--update-baseline needs the file: --baseline FILE --update-baseline")
+        return None
+    from gqacheck.baseline import read_baseline
+
+    return read_baseline(given["baseline"], may_be_new=bool(given.get("update_baseline")))
 
 
 def _prepare(wanted: Sequence[tuple[str, str]], inputs: Sequence[str]) -> tuple[Output, ...]:

@@ -137,7 +137,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "running it (needs gqacheck[run])",
         (
-            Flag("--ppl", "[CORPUS[@PROTOCOL]]", "perplexity on smoke (built in), wikitext2, ptb=FILE, a file, ...; repeatable",
+            Flag("--ppl", "[CORPUS[@PROTOCOL]]", "perplexity on smoke (built in), wikitext2, a file, ...; repeatable",
                  repeat=True),
             Flag("--generate", "", "let it write 16 texts: does it loop, break characters, write word salad"),
             Flag("--consistency", "", "eager = sdpa, cached = full, padded = alone; copies of random tokens"),
@@ -160,6 +160,9 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
             Flag("--max-ppl-ratio", "X", "times the base's perplexity that is an error; default 5", _ratio_above_one),
             Flag("--select", "CODES", "only these rules: codes, slugs or prefixes (GQA1,norm-width)", _commas),
             Flag("--ignore", "CODES", "without these rules", _commas),
+            Flag("--baseline", "FILE", "known findings, which pass; new ones fail, stale entries are told", path=True),
+            Flag("--update-baseline", "", "write this run's errors and warnings to --baseline as the known ones",
+                 setting=False),
             Flag("--fail-on", "LEVEL", "error (default) or warning", one_of("error", "warning")),
         ),
     ),

@@ -64,6 +64,8 @@ class Options:
     no_early_stop: bool = False
     progress: Progress | None = None
     values: bool = False
+    known: frozenset[str] = frozenset()
+    """Fingerprints of findings that are known, and do not fail the check."""
 
     @property
     def runs(self) -> bool:
@@ -254,7 +256,8 @@ def _judge(
         problem = problem or claims[0].reason
     if crashed:
         problem = problem or f"{crashed[0].code}: {crashed[0].reason}"
-    failed = any(finding.severity.rank >= options.fail_on.rank for finding in findings)
+    known = tuple(f.fingerprint for f in findings if f.fingerprint in options.known)
+    failed = any(f.severity.rank >= options.fail_on.rank and f.fingerprint not in options.known for f in findings)
     could_not = bool(problem or missing)
     return CheckpointReport(
         path,
@@ -272,6 +275,7 @@ def _judge(
         notes=missing,
         seconds=seconds,
         pairing_fit=fit,
+        known=known,
     )
 
 

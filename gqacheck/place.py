@@ -165,6 +165,20 @@ def _move_file(made: str, out: str) -> None:
         os.rename(made, out)
 
 
+def write_beside(path: str, text: str) -> None:
+    """Writes a small text file beside its place and renames it into it. Raises OSError; nothing half stays."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def sync(path: str) -> None:
     """What was written under ``path`` (a file, or a folder of files) reaches the disk before it gets its name."""
     files = [path] if os.path.isfile(path) else [os.path.join(path, name) for name in os.listdir(path)]

@@ -41,7 +41,10 @@ class ClaimResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReport:
-    """Everything said of one checkpoint. ``error`` is set, and the facts are None, when it could not be checked."""
+    """Everything said of one checkpoint. ``error`` is set, and the facts are None, when it could not be checked.
+
+    known: fingerprints of findings that a baseline knows, and that did not fail the check.
+    """
 
     path: str
     verdict: Verdict
@@ -58,6 +61,7 @@ class CheckpointReport:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     pairing_fit: PairingFit | None = None
+    known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

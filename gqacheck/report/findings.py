@@ -55,6 +55,8 @@ def headline(report: CheckpointReport) -> tuple[str, str]:
         return word, "; ".join(_meanings(report, [f.code for f in errors])[:2]) or "errors were found"
     if report.verdict is Verdict.ERROR:
         return word, report.error or "something that --require insists on was not checked"
+    if report.known:
+        return word, f"nothing new: {plural(len(report.known), 'finding')} that the baseline knows"
     warnings = sum(f.severity is Severity.WARNING for f in report.findings)
     if warnings:
         return word, f"no errors, but {plural(warnings, 'warning')} to read"

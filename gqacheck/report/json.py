@@ -57,7 +57,7 @@ def _checkpoint(report: CheckpointReport) -> dict[str, Any]:
             for name in ("shapes", "pairing", "runtime")
         },
         "claim_details": {name: {"reason": c.reason, "rules_run": c.rules_run} for name, c in claims.items()},
-        "findings": [_finding(finding) for finding in report.findings],
+        "findings": [{**_finding(f), "known": f.fingerprint in report.known} for f in report.findings],
         "skipped": [_skipped(skip) for skip in report.skipped],
         "metrics": metrics_data(report.runtime),
         "lineage": None if report.lineage is None else lineage_data(report.lineage),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.place import write_beside
 from gqacheck.result import Report
 
 TEXT_MARK = "gqacheck report "
@@ -82,7 +82,7 @@ def write_report(report: Report, output: Output) -> bool:
         replaced = os.path.lexists(output.path)
         if replaced and not os.path.isfile(output.path):
             raise GqacheckError(f"--output: {output.path} is not a plain file any more, so nothing was written")
-        _write_beside(output.path, text)
+        write_beside(output.path, text)
     except OSError as error:
         raise GqacheckError(f"--output: {output.path} could not be written: {error.strerror or error}") from error
     return replaced
@@ -100,16 +100,3 @@ def _render(report: Report, form: str) -> str:
     from gqacheck.report.text import render_text
 
     return f"{TEXT_MARK}{report.version}\n\n{render_text(report)}"
-
-
-def _write_beside(path: str, text: str) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-            stream.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -236,7 +236,6 @@ def test_help_offers_nothing_that_is_not_built() -> None:
     for word in (
         "--lora",
         "--target",
-        "--baseline",
         "recover",
     ):
         assert word not in help_text("check")
@@ -329,7 +328,7 @@ def test_settings_on_a_value_that_is_no_path_here_leave_it_as_it_is(tmp_path: Pa
 
 
 def test_settings_cover_every_option_but_output() -> None:
-    assert [name for name, flag in FLAGS.items() if not flag.setting] == ["--output"]
+    assert [name for name, flag in FLAGS.items() if not flag.setting] == ["--update-baseline", "--output"]
 
 
 def test_settings_on_a_huge_file_refuse_it(tmp_path: Path) -> None:

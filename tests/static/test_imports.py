@@ -30,7 +30,7 @@ ORDER = (
     ("result", "claims"),
     ("lineage",),
     ("runtime",),
-    ("pipeline", "api"),
+    ("pipeline", "api", "baseline"),
     ("report",),
     ("repair", "export", "compare"),
     ("cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "demo", "testing"),

@@ -1,0 +1,182 @@
+"""The gate of a repository: checkpoints and per-path settings from a file, and a baseline of what is known."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gqacheck.cli import main
+from gqacheck.settings import find_settings
+from gqacheck.testing.sketch import sketch_llama
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sound and a broken checkpoint under ``out/``, from which commands are run."""
+    (tmp_path / "out").mkdir()
+    sketch_llama(n_layers=2).write_module(tmp_path / "out" / "sound.bin")
+    broken = sketch_llama(n_layers=2)
+    broken.resize("model.layers.1.mlp.gate_proj", rows=96)
+    broken.write_module(tmp_path / "out" / "broken.bin")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    return main(list(words), out, err), out.getvalue(), err.getvalue()
+
+
+def settings(repository: Path, text: str) -> None:
+    (repository / "gqacheck.toml").write_text(text, encoding="utf-8")
+
+
+def test_checkpoints_of_the_settings_are_checked_when_none_is_named(repository: Path) -> None:
+    settings(repository, 'checkpoints = ["out/*.bin"]\n')
+    code, out, _ = run()
+    assert code == 1
+    assert "out/broken.bin" in out
+    assert "2 checkpoints: 1 failed, 1 passed" in out
+    assert run("out/sound.bin")[0] == 0  # what is named on the command line is what is checked
+
+
+@pytest.mark.parametrize("pattern", ["out/*.safetensors", "gone/", "out/[.bin"])
+def test_pattern_that_matches_nothing_is_a_usage_error(repository: Path, pattern: str) -> None:
+    settings(repository, f'checkpoints = ["out/sound.bin", "{pattern}"]\n')
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert f"checkpoints: '{pattern}' matches nothing in {repository}" in err
+
+
+def test_settings_of_a_path_hold_for_what_matches_and_the_last_one_wins(repository: Path) -> None:
+    settings(
+        repository,
+        'checkpoints = ["out/*"]\nrequire = ["shapes"]\n'
+        '[[paths]]\nmatch = "out/b*"\nignore = ["GQA3"]\nexpect-layers = 7\n'
+        '[[paths]]\nmatch = "out/broken.bin"\nexpect-layers = 2\n',
+    )
+    found = find_settings(str(repository))
+    assert found.of("out/sound.bin") == {"require": ("shapes",)}
+    assert found.of("out/broken.bin") == {"require": ("shapes",), "ignore": ("GQA3",), "expect_layers": 2}
+    assert found.of(str(repository / "out" / "broken.bin"))["expect_layers"] == 2
+    assert run()[0] == 0
+    assert run("out/broken.bin", "--expect-layers", "3")[0] == 1  # the command line wins
+
+
+def test_settings_of_a_folder_hold_for_what_lies_in_it(repository: Path) -> None:
+    settings(repository, '[[paths]]\nmatch = "out"\nexpect-layers = 9\n')
+    assert find_settings(str(repository)).of("out/sound.bin") == {"expect_layers": 9}
+    assert find_settings(str(repository)).of("outside.bin") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('checkpoint = ["a"]', "there is no setting 'checkpoint'; did you mean checkpoints?"),
+        ("checkpoints = 3", "checkpoints is a list of paths or globs"),
+        ('checkpoints = [""]', "checkpoints is a list of paths or globs"),
+        ("paths = 3", "paths is a list of tables"),
+        ("[[paths]]\nexpect-layers = 3", 'a table of paths has no match = "GLOB"'),
+        ('[[paths]]\nmatch = "a"\nexpect-layer = 3', "there is no setting 'expect-layer'; did you mean expect-layers?"),
+        ('[[paths]]\nmatch = "a"\nbaseline = "b"', "baseline holds for the whole run and cannot stand under paths"),
+        ("update-baseline = true", "there is no setting 'update-baseline'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(repository: Path, text: str, says: str) -> None:
+    settings(repository, text + "\n")
+    code, _, err = run("out/sound.bin")
+    assert code == 2
+    assert says in err
+
+
+def test_baseline_lets_known_findings_pass_and_new_ones_fail(repository: Path) -> None:
+    code, _, err = run("out/broken.bin", "out/sound.bin", "--baseline", "known.json", "--update-baseline")
+    assert code == 0
+    assert "known.json now holds" in err
+    code, out, _ = run("out/broken.bin", "--baseline", "known.json")
+    assert code == 0
+    assert "nothing new: " in out
+    assert "E GQA301" in out  # known is not hidden
+    (found,) = json.loads(run("out/broken.bin", "--baseline", "known.json", "--format", "json")[1])["checkpoints"]
+    assert {finding["known"] for finding in found["findings"] if finding["severity"] == "error"} == {True}
+    assert found["claims"]["shapes"] == "fail"
+    worse = sketch_llama(n_layers=2)
+    worse.resize("model.layers.1.mlp.gate_proj", rows=96)
+    worse.resize("model.layers.0.mlp.gate_proj", rows=80)
+    worse.write_module(repository / "out" / "broken.bin")
+    assert run("out/broken.bin", "--baseline", "known.json")[0] == 1
+
+
+def test_baseline_knows_a_checkpoint_from_wherever_it_is_run(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline")
+    assert run(str(repository / "out" / "broken.bin"), "--baseline", str(repository / "known.json"))[0] == 0
+    monkeypatch.chdir(repository / "out")
+    assert run("broken.bin", "--baseline", "../known.json")[0] == 0
+    os.rename("broken.bin", "other.bin")
+    assert run("other.bin", "--baseline", "../known.json")[0] == 1
+
+
+def test_stale_entries_are_told_and_dropped_by_an_update(repository: Path) -> None:
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline")
+    sketch_llama(n_layers=2).write_module(repository / "out" / "broken.bin")
+    code, out, _ = run("out/broken.bin", "--baseline", "known.json")
+    assert code == 0
+    assert "1 stale entry in known.json" in out
+    assert "GQA301" in out
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline")
+    assert json.loads((repository / "known.json").read_text())["checkpoints"] == {}
+
+
+def test_update_keeps_what_was_not_checked_this_time(repository: Path) -> None:
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline")
+    before = (repository / "known.json").read_text()
+    run("out/sound.bin", "--baseline", "known.json", "--update-baseline")
+    assert (repository / "known.json").read_text() == before
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline", "--ignore", "GQA301")
+    assert "GQA301" in (repository / "known.json").read_text()
+
+
+def test_baseline_in_the_settings_is_meant_from_their_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline")
+    settings(repository, 'baseline = "known.json"\ncheckpoints = ["out/broken.bin"]\n')
+    assert run()[0] == 0
+    monkeypatch.chdir(repository / "out")
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "there is no file known.json; --update-baseline writes one"),
+        ("{}", "it does not say schema gqacheck-baseline/1"),
+        ("not json", "is no baseline of gqacheck"),
+        ('{"schema": "gqacheck-baseline/1", "checkpoints": {"a": 3}}', "the entries of a are no list"),
+        ('{"schema": "gqacheck-baseline/1", "checkpoints": {"a": [{}]}}', "an entry of a has no fingerprint and code"),
+        ("[" * 100_000, "is no baseline of gqacheck"),
+    ],
+)
+def test_baseline_that_is_none_is_a_usage_error(repository: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (repository / "known.json").write_text(content)
+    code, _, err = run("out/broken.bin", "--baseline", "known.json")
+    assert code == 2
+    assert says in err
+    if content is not None:
+        assert run("out/broken.bin", "--baseline", "known.json", "--update-baseline")[0] == 2
+        assert (repository / "known.json").read_text() == content
+
+
+def test_update_without_a_file_and_a_checkpoint_as_baseline_are_usage_errors(repository: Path) -> None:
+    assert "--update-baseline needs the file" in run("out/broken.bin", "--update-baseline")[2]
+    code, _, err = run("out/broken.bin", "--baseline", "out/sound.bin", "--update-baseline")
+    assert code == 2
+    assert "is no baseline" in err
+
+
+def test_update_of_what_could_not_be_checked_is_still_exit_3(repository: Path) -> None:
+    (repository / "out" / "text.bin").write_text("not a checkpoint at all")
+    assert run("out/text.bin", "--baseline", "known.json", "--update-baseline")[0] == 3
