@@ -28,7 +28,7 @@ def as_data(report: Report) -> dict[str, Any]:
         "version": report.version,
         "verdict": report.verdict.value,
         "exit_code": report.exit_code,
-        "checkpoints": [_checkpoint(c) for c in report.checkpoints],
+        "checkpoints": [checkpoint_json(c) for c in report.checkpoints],
         "notes": list(report.notes),
     }
 
@@ -42,7 +42,8 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def _checkpoint(report: CheckpointReport) -> dict[str, Any]:
+def checkpoint_json(report: CheckpointReport) -> dict[str, Any]:
+    """The part of one checkpoint, as plain dicts and lists."""
     claims = {claim.name: claim for claim in report.claims}
     checkpoint, geometry = report.checkpoint, report.geometry
     return {
