@@ -33,7 +33,7 @@ ORDER = (
     ("pipeline", "api", "baseline"),
     ("report",),
     ("repair", "export", "compare"),
-    ("cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "plugin", "demo", "testing"),
+    ("cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "plugin", "integrations", "demo", "testing"),
 )
 """Layers of the package, lowest first. A module imports at module level from its own layer and from those below."""
 

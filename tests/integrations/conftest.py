@@ -1,0 +1,8 @@
+"""gqacheck inside other tools; without torch there is nothing here to collect."""
+
+from __future__ import annotations
+
+from quiet_models import IGNORED, quiet_and_few_threads
+
+__all__ = ["quiet_and_few_threads"]  # a fixture of every test here
+collect_ignore_glob = IGNORED
