@@ -9,7 +9,7 @@ WORKERS ?= 2
 CONSUMERS := .consumer-transformers-4.57 .consumer-lm-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint static-test thorough docs zoo bench bench-8b writeup fixtures clean
+.PHONY: help demo test lint static-test thorough docs site zoo bench bench-8b writeup fixtures clean
 
 help:  ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 22
@@ -52,8 +52,11 @@ static-test: $(STATIC)/.ready  ## the static tests without torch and numpy, on P
 	$(STATIC)/bin/python -c 'import importlib.util as u, sys; found = [m for m in ("torch", "numpy") if u.find_spec(m)]; sys.exit(f"{found} installed in $(STATIC)" if found else 0)'
 	$(STATIC)/bin/python -m pytest tests/static -n $(WORKERS) --dist loadfile
 
-docs: $(READY)  ## writes the generated parts of README and docs/rules anew
+docs: $(READY)  ## writes the generated parts of README and docs anew, the output of every command among them
 	$(BIN)/python -m docs.generate
+
+site: $(READY)  ## the documentation as a site in site/, which works from the disk; strict: a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 thorough: $(READY) $(CONSUMERS:=/.ready)  ## every case of every test, then thousands of random cuts of lineage and of the pruners
 	GQACHECK_THOROUGH=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -75,4 +78,4 @@ fixtures: $(READY)  ## trains the three fixture models anew (half an hour)
 	$(BIN)/python -m fixtures.train
 
 clean:
-	rm -rf $(VENV) .venv-static-* .consumer-* $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-static-* .consumer-* $(DEMO) site build dist .pytest_cache .mypy_cache .ruff_cache

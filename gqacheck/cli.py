@@ -345,14 +345,15 @@ def _check(arguments: Arguments, screen: Screen) -> int:
 
 
 def _show(report: Report, given: Mapping[str, Any], screen: Screen, *, quiet: bool) -> None:
-    if given.get("format") == "json":
-        from gqacheck.report.json import render_json
-
-        screen.write(render_json(report))
-    else:
+    form = given.get("format", "text")
+    if form == "text":
         from gqacheck.report.text import document
 
         screen.show(document(report, quiet=quiet), str(given.get("color", "auto")))
+    else:
+        from gqacheck.report.output import render
+
+        screen.write(render(report, form))
     screen.flush()
 
 

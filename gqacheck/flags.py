@@ -12,7 +12,7 @@ from typing import Any
 
 from gqacheck.errors import UsageError
 
-FORMATS = ("text", "json")
+FORMATS = ("text", "json", "junit", "markdown", "github", "html")
 OUTPUT_FORMATS = (*FORMATS, "svg")
 """What --output writes into files: the reports, and the head map as a picture."""
 COLOURS = ("auto", "always", "never")
@@ -169,8 +169,9 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
     (
         "the report",
         (
-            Flag("--format", "text|json", "on standard output; default text", one_of(*FORMATS)),
-            Flag("--output", "FORMAT=FILE", "also into a file: text, json, or svg, the map of heads; repeatable",
+            Flag("--format", "FORMAT", "on standard output: text (default), json, junit, markdown, github, html",
+                 one_of(*FORMATS)),
+            Flag("--output", "FORMAT=FILE", "also into a file: any of these, or svg, the map of heads; repeatable",
                  _output, repeat=True, setting=False),
             Flag("--quiet", "", "one line per checkpoint, no progress bar"),
             Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
@@ -179,7 +180,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
 )  # fmt: skip
 FLAGS = {flag.name: flag for _, flags in GROUPS for flag in flags}
 _SHORT = (
-    Flag("--format", "text|json", "default text", one_of(*FORMATS)),
+    Flag("--format", "text|json", "default text", one_of("text", "json")),
     Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
 )
 REPAIR = (

@@ -95,17 +95,18 @@ def finding_blocks(report: CheckpointReport) -> list[Block]:
             picture = whence_blocks(report.runtime)
             noisy = ""
         blocks.append(Line())
-        blocks.extend(_rule_blocks(group, picture))
+        known = all(finding.fingerprint in report.known for finding in group)
+        blocks.extend(_rule_blocks(group, picture, known=known))
     if not any(code in NOISE_CODES for code in codes) and (whence := whence_blocks(report.runtime)):
         blocks += [Line(), *whence]
     return blocks
 
 
-def _rule_blocks(group: Sequence[Finding], picture: Sequence[Block]) -> list[Block]:
+def _rule_blocks(group: Sequence[Finding], picture: Sequence[Block], *, known: bool = False) -> list[Block]:
     """The block of one rule; ``picture`` stands between what was found and what to do about it."""
     first = group[0]
     layers = layers_words(sorted({index for f in group for index in f.layers}))
-    title = f"{first.code} {first.slug}"
+    title = f"{first.code} {first.slug}{' (known)' if known else ''}"
     blocks: list[Block] = [
         line(
             Span(title, "strong"),

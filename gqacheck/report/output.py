@@ -65,15 +65,17 @@ def _refuse_unless_ours(path: str, real: str) -> bool:
 
 def _is_ours(head: bytes) -> bool:
     """Whether a file that begins with ``head`` was written by an earlier run."""
-    from gqacheck.report.svg import MARK
+    from gqacheck.report import github, html_elements, junit, markdown, svg
 
-    svg = head.startswith(b"<svg ") and MARK.encode() in head
-    return svg or head.startswith(TEXT_MARK.encode()) or b'"schema": "gqacheck/' in head
+    if head.startswith(b"<svg ") and svg.MARK.encode() in head:
+        return True
+    openings = (TEXT_MARK, junit.OPENING, markdown.MARK, github.FIRST_LINE, html_elements.OPENING)
+    return head.startswith(tuple(map(str.encode, openings))) or b'"schema": "gqacheck/' in head
 
 
 def write_report(report: Report, output: Output) -> bool:
     """Writes one report; returns whether an older one was replaced. Raises GqacheckError (exit 3) when it cannot."""
-    text = _render(report, output.format)
+    text = render(report, output.format)
     try:
         if output.direct:
             with open(output.path, "w", encoding="utf-8", newline="\n") as stream:
@@ -88,7 +90,8 @@ def write_report(report: Report, output: Output) -> bool:
     return replaced
 
 
-def _render(report: Report, form: str) -> str:
+def render(report: Report, form: str) -> str:
+    """The report in one of the formats that ``--output`` takes, as it stands in a file."""
     if form == "json":
         from gqacheck.report.json import render_json
 
@@ -97,6 +100,22 @@ def _render(report: Report, form: str) -> str:
         from gqacheck.report.svg import render_svg
 
         return render_svg(report)
+    if form == "junit":
+        from gqacheck.report.junit import render_junit
+
+        return render_junit(report)
+    if form == "markdown":
+        from gqacheck.report.markdown import render_markdown
+
+        return render_markdown(report)
+    if form == "github":
+        from gqacheck.report.github import render_github
+
+        return render_github(report)
+    if form == "html":
+        from gqacheck.report.html import render_html
+
+        return render_html(report)
     from gqacheck.report.text import render_text
 
     return f"{TEXT_MARK}{report.version}\n\n{render_text(report)}"

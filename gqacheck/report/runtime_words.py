@@ -128,11 +128,12 @@ def sample_blocks(runtime: RuntimeFacts | None) -> list[Block]:
         return []
     sample = made.samples[made.worst]
     text = printable(sample.text, SHOWN_OF_A_SAMPLE)
-    told = f"{printable(sample.prompt, 80)} → {text} ({_about(sample)})"
+    told = f"{printable(sample.prompt, 80)} → {text} ({about_sample(sample)})"
     return [line(told, label=Span("worst text  ", "dim"))]
 
 
-def _about(sample: Sample) -> str:
+def about_sample(sample: Sample) -> str:
+    """What was measured on one text: ``128 tokens, rep-4 0.91, zlib 9.50, …: repetition``."""
     parts = [f"{sample.tokens} tokens", f"rep-4 {sample.rep_4:.2f}", f"zlib {sample.zlib_ratio:.2f}"]
     parts.append(f"{sample.nll:.2f} nats per token of its own")
     if sample.base_nll is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gqacheck.geometry.facts import Subject
@@ -19,6 +19,12 @@ CHANCE = 3.0
 """Standard errors of the paired difference that chance may make."""
 TOKEN_SPREAD = 2.3
 """Standard deviation (nats) of one token's loss: bounds the error of the difference where there is one window only."""
+
+LEAST_WINDOWS = 4
+"""Of a part of a text, before anything is certain: all tokens of one may belong to a passage in another language."""
+APART = 4.0
+"""Standard errors, of windows taken as independent, by which their mean must lie above a line: a few that differ this
+much from the rest are a passage, not a broken model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,26 @@ def worse_than_guessing(perplexity: Perplexity, segment: SegmentLoss | None = No
     return bool(segments) and all(_worse_than(one) for one in segments)
 
 
+def clearly_above(differences: Sequence[float]) -> bool:
+    """Whether the mean of the windows' distances (nats) from a line is positive beyond ``APART`` of its errors."""
+    if len(differences) < 2:
+        return all(one > 0 for one in differences)
+    mean = math.fsum(differences) / len(differences)
+    spread = math.fsum((one - mean) ** 2 for one in differences) / (len(differences) - 1)
+    return mean > APART * math.sqrt(spread / len(differences))
+
+
+def unsettled(perplexity: Perplexity) -> bool:
+    """Whether the windows that ``--limit`` left are worse than guessing, and too few or too unlike to say it of all."""
+    if perplexity.complete or perplexity.stopped_early or not worse_than_guessing(perplexity):
+        return False
+    lines = [(s, min(s.uniform_nll, s.unigram_nll)) for s in perplexity.segments if s.tokens]
+    apart = [nll - line for segment, line in lines for nll in segment.window_nlls]
+    if not all(map(math.isfinite, apart)):
+        return False
+    return len(apart) < LEAST_WINDOWS or not clearly_above(apart)
+
+
 def _no_perplexity(subject: Subject) -> tuple[str, str] | None:
     runtime = subject.runtime
     if runtime is None or not (runtime.perplexities or "ppl" in runtime.asked or not runtime.asked):
@@ -76,7 +102,8 @@ def ppl_broken(subject: Subject) -> Iterator[Violation]:
         predicted from the counts of all others). A corpus of several segments is judged segment by segment, and the
         rule fires only when every one of them is worse than one of the two lines. Without a base, a complete run of
         wikitext2 under llm-pruner-128 is also held against the band that people know of it: above 100 is broken,
-        above 1000 exploded.
+        above 1000 exploded. Of the part of a text that --limit leaves, nothing is said from fewer than four windows,
+        nor where windows differ so much that the rest of the text may be fine: that is "not checked", exit 3.
 
     Why it matters
         This is how a cut with right shapes and wrong pairing looks: every query head sits next to some KV head, only
@@ -106,6 +133,8 @@ def ppl_broken(subject: Subject) -> Iterator[Violation]:
         segments = [segment for segment in perplexity.segments if segment.tokens]
         if runtime.non_finite and not all(math.isfinite(s.nll) for s in segments):
             continue  # GQA702 says it
+        if unsettled(perplexity):
+            continue  # the run says why it proves nothing
         if worse_than_guessing(perplexity):
             yield _broken(perplexity, segments, [_worse_than(segment) for segment in segments])
             continue

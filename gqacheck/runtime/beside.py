@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Counterfactual, Generation, Induction, Perplexity, RuntimeFacts
-from gqacheck.rules.perplexity import perplexity_text, worse_than_guessing
+from gqacheck.rules.perplexity import perplexity_text, unsettled, worse_than_guessing
 from gqacheck.runtime.counterfactual import explain as explain_perplexities
 from gqacheck.runtime.left import Left, judged_alone
 from gqacheck.runtime.running import (
@@ -239,7 +239,7 @@ def _together(
         notes=(*facts.notes, *notes),
         generation=found.generation,
         consistency=consistency,
-        problem=facts.problem or _base_broken(parent, found.perplexities),
+        problem=_base_broken(parent, found.perplexities) or facts.problem,
     )
 
 
@@ -253,6 +253,8 @@ def _base_broken(parent: Subject, measured: Sequence[Perplexity]) -> str:
         f"{perplexity_text(first.value)}, worse than guessing, so it cannot judge this file"
     )
     own = _errors_of(parent)
+    if not own and any(map(unsettled, measured)):
+        return ""  # of a few windows only: the child's own doubt says what to do
     if own:
         return f"{said}; its own check finds {own}: mend it, or name the right base"
     return f"{said}; is it the right folder, with its own tokenizer, class and biases?"

@@ -26,7 +26,7 @@ import torch
 from gqacheck.errors import ReadError
 from gqacheck.geometry.outcomes import Perplexity, SegmentLoss
 from gqacheck.runtime.corpus import Corpus
-from gqacheck.runtime.early import Running, spread_order
+from gqacheck.runtime.early import Running, certainly_broken, spread_order
 from gqacheck.runtime.protocols import UNSTATED_POSITIONS, Plan, Window, aggregate, plan_windows
 from gqacheck.runtime.scoring import Scorer, Tally
 from gqacheck.runtime.tokenizer import TextEncoder
@@ -118,7 +118,7 @@ def _run(
             running[window.segment].add(losses.tolist() if lines is not None else [])
         if progress is not None:
             progress(label, len(sums), len(chosen))
-        if lines is not None and len(sums) < len(chosen) and all(each.certainly_broken for each in running.values()):
+        if lines is not None and len(sums) < len(chosen) and certainly_broken(running.values()):
             return Losses({i: sums[i] for i in sorted(sums)}, stopped_early=True)
     return Losses({i: sums[i] for i in sorted(sums)})
 

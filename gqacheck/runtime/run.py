@@ -28,6 +28,7 @@ from gqacheck.runtime.running import (
     rebuilt,
     require_run_extra,
 )
+from gqacheck.text import printable
 
 if TYPE_CHECKING:
     from gqacheck.runtime.corpus import Corpus
@@ -152,7 +153,7 @@ class _Gathered:
             device=self.where,
             dtype=self.dtype,
             seconds=seconds,
-            problem=_same_digits(self.perplexities),
+            problem=_same_digits(self.perplexities) or _too_few(self.perplexities),
             consistency=self.consistency,
             asked=frozenset(name for name, wanted in asked.items() if wanted),
         )
@@ -317,9 +318,28 @@ def _same_digits(measured: Sequence[Perplexity]) -> str:
     return ""
 
 
+def _too_few(measured: Sequence[Perplexity]) -> str:
+    """Why a value that is worse than guessing proves nothing, "" when none is in doubt."""
+    from gqacheck.rules.perplexity import unsettled
+
+    for one in measured:
+        if unsettled(one):
+            return (
+                f"on {one.windows} of the {one.windows_in_all} windows of {printable(one.corpus, 80)} the model is "
+                "worse than guessing, which so few do not settle: read more of them (--limit), or all"
+            )
+    return ""
+
+
 def _refuse_numbers(request: Request) -> None:
-    if (request.limit is not None and request.limit < 1) or (request.batch_size is not None and request.batch_size < 1):
-        raise UsageError("limit and batch_size count windows: give at least 1")
+    for name in ("limit", "batch_size"):
+        value = getattr(request, name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UsageError(f"{name} counts windows: give a whole number from 1 up, not {printable(value, 40)}")
+    if type(request.seed) is not int:
+        raise UsageError(f"seed is a whole number, not {printable(request.seed, 40)}")
+    if request.device is not None and request.device_map is not None:
+        raise UsageError("--device and --device-map both say where the model runs: give one of them")
 
 
 def _out_of_memory(where: str) -> str:

@@ -101,6 +101,7 @@ def borrowed(model: Any, encoder: TextEncoder | None) -> Iterator[Running]:
     Raises:
         UsageError: it is no causal language model with an embedding and an lm_head.
     """
+    model = _inside(model)
     for part in ("get_input_embeddings", "get_output_embeddings", "base_model", "config"):
         if not hasattr(model, part):
             raise UsageError(f"a {type(model).__name__} cannot be run on text: it has no {part} of transformers")
@@ -114,6 +115,23 @@ def borrowed(model: Any, encoder: TextEncoder | None) -> Iterator[Running]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _inside(model: Any) -> Any:
+    """The causal language model that ``DataParallel`` copies or that peft put adapters into, adapters included.
+
+    Raises:
+        UsageError: adapters that put prompts of their own in front of every text.
+    """
+    import torch
+
+    while isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        model = model.module
+    if hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None)):
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise UsageError("adapters that put a learned prompt before every text are not run: give the model alone")
+        return model.get_base_model()
+    return model
 
 
 def give_back(device: str) -> None:

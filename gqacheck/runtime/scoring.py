@@ -1,4 +1,7 @@
-"""Losses of tokens without the whole [B, T, V] logits: the backbone first, then head and log-sum-exp in chunks.
+"""Losses of tokens without the whole [B, T, V] logits: the backbone first, then head and log-sum-exp in blocks.
+
+On a CPU a block is some positions by some of the vocabulary, small enough for the cache: its sums cost little beside
+its product. Elsewhere, and where lm_head is more than a matrix, it is some positions by the whole vocabulary.
 
 B texts of T positions, hidden size H, vocabulary V. Losses are reduced in float32 whatever the model computes in.
 """
@@ -12,7 +15,10 @@ from typing import Any
 import torch
 
 _LOGITS_AT_ONCE = 1 << 25  # elements of one float32 chunk of logits: 128 MiB
-_IN_CACHE = 1 << 21  # elements that are reduced at once on a CPU: what a core's cache holds is not read twice
+_IN_CACHE = 1 << 21  # elements that are reduced at once on a CPU: what a cache holds is not read twice
+_BLOCK_ROWS = 1024  # positions of a block of part of the vocabulary: the more, the fewer times lm_head is read
+_LINE = 64  # a block is a multiple of so many ids wide: the product of any other takes a third longer
+_LOWEST = torch.finfo(torch.float32).min
 
 
 @dataclass(slots=True)
@@ -35,9 +41,21 @@ class Head:
     divisor: float | None = None
     cap: float | None = None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The logits [N, V] of ``hidden`` [N, H], in the model's dtype."""
-        logits: torch.Tensor = self.lm_head(hidden)
+    @property
+    def in_parts(self) -> bool:
+        """Whether ``part`` may be asked for: lm_head is a plain matrix in memory, and nobody watches it."""
+        head = self.lm_head
+        plain = type(head) is torch.nn.Linear and "forward" not in vars(head)
+        return plain and head.weight.device.type == "cpu" and not (head._forward_hooks or head._forward_pre_hooks)
+
+    def logits(self, hidden: torch.Tensor, part: slice | None = None) -> torch.Tensor:
+        """The logits [N, V] of ``hidden`` [N, H], in the model's dtype; those of ``part`` of the vocabulary."""
+        logits: torch.Tensor
+        if part is None:
+            logits = self.lm_head(hidden)
+        else:
+            bias = self.lm_head.bias
+            logits = torch.nn.functional.linear(hidden, self.lm_head.weight[part], None if bias is None else bias[part])
         if self.scale is not None:  # Cohere
             logits = logits * self.scale
         if self.divisor is not None:  # Granite
@@ -68,13 +86,26 @@ def token_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | 
 
 
 def hidden_nlls(head: Head, hidden: torch.Tensor, targets: torch.Tensor, tally: Tally | None = None) -> torch.Tensor:
-    """Losses [N] in float32 nats of ``targets`` [N] after the backbone's outputs ``hidden`` [N, H], in chunks."""
-    rows = chunk_rows(int(head.lm_head.weight.shape[0]))
+    """Losses [N] in float32 nats of ``targets`` [N] after the backbone's outputs ``hidden`` [N, H], in blocks."""
+    vocab = int(head.lm_head.weight.shape[0])
+    in_parts = head.in_parts
+    rows = _BLOCK_ROWS if in_parts else chunk_rows(vocab)
     losses = [
-        losses_of(head.logits(hidden[start : start + rows]), targets[start : start + rows], tally)
-        for start in range(0, hidden.shape[0], rows)
+        _losses_in_parts(head, some, wanted, vocab, tally) if in_parts else losses_of(head.logits(some), wanted, tally)
+        for some, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     ]
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(losses)
+
+
+def _losses_in_parts(
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, vocab: int, tally: Tally | None
+) -> torch.Tensor:
+    width = max(1, _IN_CACHE // max(1, len(hidden)))
+    width -= width % _LINE if width > _LINE else 0
+    sums = _Sums(targets)
+    for start in range(0, vocab, width):
+        sums.add(head.logits(hidden, slice(start, start + width)).float(), start, tally)
+    return sums.losses()
 
 
 def whole_nlls(model: Any, ids: torch.Tensor, *, first: int = 1, tally: Tally | None = None) -> torch.Tensor:
@@ -93,23 +124,46 @@ def losses_of(logits: torch.Tensor, targets: torch.Tensor, tally: Tally | None =
     """log-sum-exp minus the target's logit [N], in float32 and in place: ``logits`` [N, V] is used up."""
     rows = logits.shape[0] if logits.is_cuda else max(1, _IN_CACHE // logits.shape[-1])
     targets = targets.to(logits.device)
-    parts = [
-        _reduce(some.float(), wanted, tally)
-        for some, wanted in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True)
-    ]
-    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
+    parts = []
+    for some, wanted in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
+        sums = _Sums(wanted)
+        sums.add(some.float(), 0, tally)
+        parts.append(sums.losses())
+    return torch.cat(parts)
 
 
-def _reduce(logits: torch.Tensor, targets: torch.Tensor, tally: Tally | None) -> torch.Tensor:
-    """torch's own logsumexp is twice as slow here: it writes a second [N, V]."""
-    wanted = logits.gather(-1, targets[:, None]).squeeze(-1)
-    lowest, highest = logits.aminmax(dim=-1)  # NaN goes through both
-    if tally is not None:
-        tally.logits += logits.numel()
-        for row in (~(torch.isfinite(highest) & torch.isfinite(lowest))).nonzero().flatten().tolist():
-            tally.non_finite += int((~torch.isfinite(logits[row])).sum())
-    sums: torch.Tensor = logits.sub_(highest[:, None]).exp_().sum(-1)
-    return sums.log() + highest - wanted
+class _Sums:
+    """log-sum-exp of N positions over blocks of the vocabulary, and the logits of their ``targets`` [N]."""
+
+    def __init__(self, targets: torch.Tensor) -> None:
+        self.targets = targets
+        self.highest = torch.full(targets.shape, _LOWEST, device=targets.device)
+        self.sums = torch.zeros_like(self.highest)
+        self.wanted = torch.zeros_like(self.highest)
+
+    def add(self, logits: torch.Tensor, start: int, tally: Tally | None) -> None:
+        """One block [N, W] of float32 logits from id ``start`` on, which is used up.
+
+        torch's own logsumexp writes a second block, and aminmax takes ten times as long as amin and amax.
+        """
+        width = logits.shape[-1]
+        here = (self.targets >= start) & (self.targets < start + width)
+        found = logits.gather(-1, (self.targets - start).clamp(0, width - 1)[:, None]).squeeze(-1)
+        self.wanted = torch.where(here, found, self.wanted)
+        highest = logits.amax(-1)  # NaN goes through, as through amin
+        if tally is not None:
+            tally.logits += logits.numel()
+            odd = ~(torch.isfinite(highest) & torch.isfinite(logits.amin(-1)))
+            if odd.any():
+                tally.non_finite += int((~torch.isfinite(logits[odd])).sum())
+        highest = torch.maximum(self.highest, highest)
+        self.sums *= (self.highest - highest).exp_()
+        self.sums += logits.sub_(highest[:, None]).exp_().sum(-1)
+        self.highest = highest
+
+    def losses(self) -> torch.Tensor:
+        """Nats [N]."""
+        return self.sums.log() + (self.highest - self.wanted)
 
 
 def backbone(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 import gqacheck
 from fixtures.zoo import ZOO, build_case
 from fixtures.zoo.surgery import cut_attention, cut_groups
+from gqacheck.errors import UsageError
 from gqacheck.report.json import as_data, schema
 from gqacheck.report.text import render_checkpoint
 from gqacheck.result import ClaimState, Report, Verdict
@@ -157,3 +158,76 @@ def test_part_that_was_required_and_not_run_is_exit_3(wanted, text):
 def test_claim_names_what_was_not_run(text):
     report = gqacheck.check(FIXTURES / "llama-32x8", ppl=[text], limit=2)
     assert claim(report).reason == "not run: generation, consistency (--all-runtime)"
+
+
+@pytest.fixture(scope="module")
+def passage(tmp_path_factory):
+    """Held-out text with one passage of 1,400 Chinese characters, which the fixture cannot read, five sixths in."""
+    english = (FIXTURES / "heldout.txt").read_text(encoding="utf-8")
+    chinese = (FIXTURES.parent / "gqacheck/data/smoke/chinese.txt").read_text(encoding="utf-8")[:1400]
+    path = tmp_path_factory.mktemp("passage") / "mixed.txt"
+    for at in (len(english) // 2, len(english) * 832 // 1000):
+        english = english[:at] + chinese + english[at:]
+    path.write_text(english, encoding="utf-8")
+    return str(path)
+
+
+def test_healthy_model_is_read_on_through_a_passage_in_another_language(passage):
+    report = gqacheck.check(FIXTURES / "llama-32x8", ppl=[passage], batch_size=1)
+    assert report.verdict is Verdict.PASS
+    assert report.runtime.perplexities[0].complete
+
+
+@pytest.mark.parametrize("base", [None, FIXTURES / "llama-32x8"])
+def test_few_windows_that_lie_in_such_a_passage_are_not_checked_rather_than_broken(base, passage):
+    report = gqacheck.check(FIXTURES / "llama-32x8", ppl=[passage], limit=1, base=base)
+    assert report.exit_code == 3
+    assert claim(report).state is ClaimState.NOT_CHECKED
+    assert report.error.startswith("on 1 of the 1")
+    assert errors(report) == set()
+
+
+@pytest.mark.parametrize("how", ["adapters", "data parallel"])
+def test_live_model_inside_a_wrapper_is_run_with_what_was_put_into_it(how, text):
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = gqacheck.load_model(FIXTURES / "llama-32x8")
+    bare = gqacheck.check_model(model, tokenizer, ppl=[text], limit=4).runtime.perplexities[0].value
+    if how == "adapters":
+        wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=4))
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
+    else:
+        wrapped = torch.nn.DataParallel(model)
+    report = gqacheck.check_model(wrapped, tokenizer, ppl=[text], limit=4, generate=True, consistency=True)
+    assert report.runtime.failure is None
+    assert report.runtime.consistency.comparisons
+    assert report.runtime.generation.samples
+    value = report.runtime.perplexities[0].value
+    assert value == pytest.approx(bare, rel=0.5)
+    assert (value == bare) is (how == "data parallel")
+
+
+def test_learned_prompts_are_refused_in_words(text):
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    model, tokenizer = gqacheck.load_model(FIXTURES / "llama-32x8")
+    tuned = get_peft_model(model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4))
+    with pytest.raises(UsageError, match="learned prompt"):
+        gqacheck.check_model(tuned, tokenizer, ppl=[text])
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"limit": 2.5}, "limit counts windows.*not 2.5"),
+        ({"batch_size": True}, "batch_size counts windows"),
+        ({"seed": "x"}, "seed is a whole number"),
+        ({"device": "cpu", "device_map": "auto"}, "--device and --device-map"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_words(asked, says, text):
+    with pytest.raises(UsageError, match=says):
+        gqacheck.check(FIXTURES / "copy-12x3", ppl=[text], **asked)

@@ -119,7 +119,7 @@ def test_json_has_the_keys_that_scripts_lean_on() -> None:
     }  # fmt: skip
     assert set(first["findings"][0]) == {
         "code", "slug", "severity", "layers", "fingerprint", "tensors", "message", "expected", "actual", "source",
-        "consequence", "fix", "cause",
+        "consequence", "fix", "cause", "known",
     }  # fmt: skip
     assert first["findings"][0]["expected"] == {"value": 28, "unit": "query heads"}
     assert first["skipped"] == [{"code": "GQA701", "needs": "ppl", "reason": "perplexity was not asked for (--ppl)"}]

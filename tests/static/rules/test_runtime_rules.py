@@ -10,7 +10,7 @@ from harness import Case, Cases, Make, cases, fires, silent, skips
 
 from gqacheck.geometry.facts import Expectations, Subject
 from gqacheck.geometry.outcomes import BaseRelative, Perplexity, RuntimeFacts, SegmentLoss
-from gqacheck.rules.perplexity import band_of, perplexity_text
+from gqacheck.rules.perplexity import band_of, perplexity_text, unsettled
 from gqacheck.testing.sketch import sketch_llama
 
 VOCAB = 128_256
@@ -228,6 +228,29 @@ def test_band_belongs_to_its_corpus_protocol_and_complete_runs() -> None:
 def test_gqa703_with_an_empty_segment_beside_a_broken_one_fires() -> None:
     found = fires(ran(perplexity(segment("text", 9.0), segment("empty", math.nan, tokens=0))), "GQA703", says=["8,103"])
     assert "empty" not in found.message
+
+
+def in_part(*nlls: float, **changes: object) -> Perplexity:
+    """Windows of 100 tokens that --limit left of 90."""
+    part = replace(segment("text", sum(nlls) / len(nlls), tokens=100 * len(nlls)), window_nlls=nlls)
+    found = replace(perplexity(part), windows=len(nlls), windows_in_all=90, complete=False)
+    return replace(found, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nlls", [(14.0,), (14.0, 13.0, 14.0), (15.0, 4.0, 5.0, 14.0), (30.0, 3.0, 3.1, 3.2, 2.9, 3.0)])
+def test_gqa703_of_few_windows_or_of_one_bad_passage_is_silent_and_unsettled(nlls: tuple[float, ...]) -> None:
+    assert sum(nlls) / len(nlls) > UNIGRAM
+    silent(ran(in_part(*nlls)), "GQA703")
+    assert unsettled(in_part(*nlls))
+    fires(ran(in_part(*nlls, complete=True)), "GQA703")
+    assert not unsettled(in_part(*nlls, complete=True))
+    assert not unsettled(in_part(*nlls, stopped_early=True))
+
+
+def test_gqa703_of_four_windows_that_agree_fires_on_a_part() -> None:
+    fires(ran(in_part(13.0, 14.0, 13.5, 12.0)), "GQA703")
+    assert not unsettled(in_part(13.0, 14.0, 13.5, 12.0))
+    assert not unsettled(in_part(5.0))
 
 
 def test_gqa703_counts_are_the_perplexities_themselves() -> None:

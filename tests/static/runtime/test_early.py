@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqacheck.runtime.early import CERTAIN, LEAST_TOKENS, Running, spread_order
+from gqacheck.rules.perplexity import LEAST_WINDOWS
+from gqacheck.runtime.early import CERTAIN, LEAST_TOKENS, Running, certainly_broken, spread_order
 
 LINE = 6.2  # a unigram model of the fixtures' text
 
@@ -61,6 +62,28 @@ def test_a_spread_smaller_than_texts_have_is_not_believed() -> None:
     assert not state.certainly_broken
 
 
+@pytest.mark.parametrize("tokens", [31, 127, 255, 2047])
+def test_one_passage_in_another_language_is_never_certain(tokens: int) -> None:
+    """However long its windows are: tokens of one passage are one observation."""
+    state = Running(LINE)
+    for window in range(LEAST_WINDOWS - 1):
+        state.add(losses(15.0, 2.3, tokens, window))
+        assert not certainly_broken([state])
+    state.add(losses(4.0, 2.3, tokens, 9))
+    assert not certainly_broken([state])
+
+
+def test_windows_all_over_the_text_make_it_certain_and_a_nan_at_once() -> None:
+    state, other = Running(LINE), Running(LINE)
+    for window in range(LEAST_WINDOWS // 2):
+        state.add(losses(15.0, 2.3, 127, window))
+        other.add(losses(12.0, 2.3, 127, window))
+    assert certainly_broken([state, other])
+    broken = Running(LINE)
+    broken.add([math.nan] * 127)
+    assert certainly_broken([broken])
+
+
 @given(st.lists(st.integers(0, 3), max_size=80))
 def test_spread_order_takes_every_window_once(segments: list[int]) -> None:
     assert sorted(spread_order(segments)) == list(range(len(segments)))
@@ -78,3 +101,4 @@ def test_first_windows_of_one_segment_are_spread_over_it(n: int) -> None:
     first = sorted(spread_order([0] * n)[:4])
     assert first[0] < n / 2 <= first[-1]
     assert max(b - a for a, b in pairwise(first)) <= n / 2 + 1
+    assert n < 8 or first[-1] >= 3 * n // 4
