@@ -61,12 +61,13 @@ site: $(READY)  ## the documentation as a site in site/, which works from the di
 thorough: $(READY) $(CONSUMERS:=/.ready)  ## every case of every test, then thousands of random cuts of lineage and of the pruners
 	GQACHECK_THOROUGH=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	GQACHECK_CASES=2500 $(BIN)/python -m pytest tests/static/lineage tests/lineage -n $(WORKERS) --dist load
-	GQACHECK_CASES=1000 $(BIN)/python -m pytest tests/pruners/test_pruning_properties.py -n $(WORKERS) --dist load
+	GQACHECK_CASES=1000 $(BIN)/python -m pytest tests/pruners/test_pruning_properties.py tests/contract/test_own_pruners.py -n $(WORKERS) --dist load
 
 bench: $(READY)  ## time and memory side by side with what people run today
 	$(BIN)/python -m benchmarks.static
 	$(BIN)/python -m benchmarks.lineage
 	$(BIN)/python -m benchmarks.export
+	$(BIN)/python -m benchmarks.plugin
 
 bench-8b: $(READY)  ## export of an 8B checkpoint beside cp (33 GB of disk, removed afterwards)
 	$(BIN)/python -m benchmarks.export --8b

@@ -126,6 +126,8 @@ def check_model(
     """
     from gqacheck.runtime.live import describe_model, live_samples
 
+    if isinstance(tokenizer, (str, os.PathLike)):
+        raise UsageError("check_model takes the tokenizer itself: AutoTokenizer.from_pretrained(PATH) makes one")
     live_base = base if base is not None and not isinstance(base, (str, os.PathLike)) else None
     corpora: Sequence[str] = ("smoke",) if ppl is True else (ppl,) if isinstance(ppl, str) else ppl or ()
     options = Options(
@@ -173,6 +175,9 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 def _names(option: str, names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         raise UsageError(f"{option} takes a list of names, not one string: [{names!r}]")
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise UsageError(f"{option} takes names, not {str(wrong[0])[:60]!r} ({type(wrong[0]).__name__})")
     return tuple(names)
 
 

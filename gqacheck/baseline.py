@@ -15,8 +15,8 @@ from typing import Any
 from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.place import write_beside
 from gqacheck.result import Report
-from gqacheck.rules.rule import Severity
 from gqacheck.rules.heads import counted
+from gqacheck.rules.rule import Severity
 from gqacheck.text import printable
 
 SCHEMA = "gqacheck-baseline/1"

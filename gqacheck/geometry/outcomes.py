@@ -64,8 +64,8 @@ class Perplexity:
     SHA-256 of the text. windows: how many were run, of windows_in_all. stopped_early: broken for certain before all
     were run. word_perplexity, byte_perplexity, bits_per_byte: from the original text, where the protocol has them.
     bos_value: what the same windows measure with BOS in front, where that was tried. text_tokens: of the whole text,
-    scored or not. corpus_note: what was done to the text. known_corpus: ``wikitext2``, ``ptb``, ``c4`` or ``smoke`` when
-    the text is all of that corpus that the protocol's tools read, "" otherwise.
+    scored or not. corpus_note: what was done to the text. known_corpus: ``wikitext2``, ``ptb``, ``c4`` or ``smoke``
+    when the text is all of that corpus that the protocol's tools read, "" otherwise.
     """
 
     corpus: str

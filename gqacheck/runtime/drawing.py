@@ -77,7 +77,8 @@ class Reading:
 class Drawn:
     """What a model wrote. languages: those it was asked in; readings: what known text of each language costs it.
 
-    vocab: how many tokens it predicts; steps: the most tokens that a text may have.
+    vocab: how many tokens it predicts; steps: the most tokens that a text may have; known: how many its tokenizer
+    knows, 0 when it does not say.
     """
 
     texts: tuple[Text, ...]
@@ -88,6 +89,7 @@ class Drawn:
     steps: int
     seconds: float
     note: str = ""
+    known: int = 0
 
 
 def languages_read(readings: Sequence[Reading]) -> tuple[str, ...]:
@@ -141,7 +143,8 @@ def draw(
             texts[i] = Text(language, prompts[language][number], starts[i], ids, text, ended, nll)
     vocab = int(model.get_output_embeddings().weight.shape[0])
     ordered = tuple(texts[i] for i in sorted(texts))
-    return Drawn(ordered, readings, languages, vocab, seed, steps, time.perf_counter() - started, note)
+    known = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    return Drawn(ordered, readings, languages, vocab, seed, steps, time.perf_counter() - started, note, known)
 
 
 def _room(model: Any, encoder: TextEncoder, wanted: int) -> tuple[int, str]:

@@ -166,6 +166,12 @@ def _notes(child: Drawn, base: Drawn | None, samples: Sequence[Sample], lost: bo
     short = sum(1 for sample in samples if sample.tokens < degenerate.LEAST_TOKENS)
     if 4 * short >= len(samples):
         notes.append(f"{short} of {len(samples)} texts have fewer than {degenerate.LEAST_TOKENS} tokens")
+    beyond = sum(1 for text in child.texts for i in text.ids if i >= child.known)
+    if child.known and beyond:
+        notes.append(
+            f"{beyond} of the generated ids have no token ({child.known} are known, {child.vocab} have rows): they "
+            "show as U+FFFD"
+        )
     if base is not None and base.vocab != child.vocab:
         notes.append(f"the base predicts {base.vocab} tokens, this file {child.vocab}")
     return notes

@@ -335,7 +335,7 @@ def _refuse_numbers(request: Request) -> None:
     for name in ("limit", "batch_size"):
         value = getattr(request, name)
         if value is not None and (type(value) is not int or value < 1):
-            raise UsageError(f"{name} counts windows: give a whole number from 1 up, not {printable(value, 40)}")
+            raise UsageError(f"{name} counts windows: give a whole number, at least 1, not {printable(value, 40)}")
     if type(request.seed) is not int:
         raise UsageError(f"seed is a whole number, not {printable(request.seed, 40)}")
     if request.device is not None and request.device_map is not None:

@@ -45,9 +45,9 @@ def test_own_code_folder_is_read_by_every_command_and_never_run(name: str, tmp_p
     rc, said = command(out, "--base", base)
     assert rc == 0, said
     assert "query heads read their own KV heads" in said
-    rc, said = command(out, "--base", base, "--ppl", "--limit", "1")
+    rc, said = command(out, "--base", base, "--ppl", "--limit", "8")
     assert "perplexity" in said
-    assert rc == 1  # random weights: the base is noise as well
+    assert rc == 3, said  # random weights: the base is noise as well, so it cannot judge
     rc, said = command("repair", out, "--base", base, "-o", tmp_path / "sound")
     assert rc == 0, said
     assert torch.equal(logits_of(gqacheck.load_model(out)[0], tiny_ids()), logits_of(model, tiny_ids()))

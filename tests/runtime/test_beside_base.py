@@ -230,6 +230,12 @@ def test_live_model_without_a_tokenizer_is_a_usage_error():
         gqacheck.check_model(tiny_model("llama"), ppl=True)
 
 
+@pytest.mark.parametrize("wrong", [{"tokenizer": "a/path"}, {"ppl": [5]}, {"require": [None]}])
+def test_live_model_with_options_of_another_kind_is_a_usage_error(wrong):
+    with pytest.raises(gqacheck.errors.UsageError):
+        gqacheck.check_model(tiny_model("llama"), **wrong)
+
+
 def test_smaller_vocabulary_of_the_base_leaves_out_kl_and_says_why_nothing_else(text, tmp_path):
     child = save(tmp_path / "child", tiny_model("llama", vocab_size=330), tiny_tokenizer())
     base = save(tmp_path / "base", tiny_model("llama"), tiny_tokenizer())

@@ -33,8 +33,11 @@ ORDER = (
     ("pipeline", "api", "baseline"),
     ("report",),
     ("repair", "export", "compare"),
-    ("cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "plugin", "integrations", "demo", "testing"),
-)
+    (
+        "cli", "cli_generate", "arguments", "flags", "settings", "__main__", "pytest_plugin", "plugin", "integrations",
+        "demo", "testing",
+    ),
+)  # fmt: skip
 """Layers of the package, lowest first. A module imports at module level from its own layer and from those below."""
 
 

@@ -14,7 +14,8 @@ from gqacheck.errors import MissingDependency, ReadError, UsageError
 from gqacheck.runtime.corpora.json_rows import json_list, json_object
 from gqacheck.text import printable, printable_list
 
-MAX_TEXT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 16 << 20
+"""Of one corpus. A tokenizer needs up to 250 bytes of memory for each byte of text, where every byte is a token."""
 MAX_FILE_BYTES = 1 << 30
 """Bytes of a data file, decompressed, that are looked at for its rows."""
 TEXT_COLUMNS = ("text", "sentence")
@@ -79,8 +80,8 @@ def read_text(path: str) -> str:
         size = os.fstat(stream.fileno()).st_size
         if size > MAX_TEXT_BYTES:
             raise ReadError(
-                f"{path} has {size} bytes, more than {MAX_TEXT_BYTES}; give a part of it, or use --limit on a smaller "
-                "file"
+                f"{path} has {size} bytes, more than {MAX_TEXT_BYTES}; give a part of it (a few hundred "
+                "thousand tokens are more than any protocol needs)"
             )
         data = stream.read(MAX_TEXT_BYTES + 1)
     if b"\0" in data:
