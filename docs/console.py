@@ -1,6 +1,6 @@
 """``python -m docs.console PAGE``: prints a page with the output of its commands as it is today.
 
-A fenced block of language ``console`` holds commands behind ``$ `` (a command that ends in ``\\`` goes on behind ``> ``);
+A fenced block of language ``console`` holds commands behind ``$ `` (one that ends in ``\\`` goes on behind ``> ``);
 what stands between them is their output, with a line ``exit code 1`` where it was not 0. A fenced block
 with ``title="NAME"`` is a file of that name. Files are written and commands run in the order of the page, in one
 scratch folder, which holds the repository's ``fixtures/`` and nothing else.

@@ -37,7 +37,12 @@ def settings_table() -> str:
             for flag in flags
             if flag.setting
         ]
-        head = [f"**{title[0].upper()}{title[1:]}**", "", "| key | takes | under `paths` | what it is |", "|---|---|---|---|"]
+        head = [
+            f"**{title[0].upper()}{title[1:]}**",
+            "",
+            "| key | takes | under `paths` | what it is |",
+            "|---|---|---|---|",
+        ]
         tables += ["\n".join([*head, *rows])] if rows else []
     return "\n\n".join(tables) + "\n"
 

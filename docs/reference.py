@@ -174,7 +174,9 @@ def _paragraph(lines: list[str]) -> str:
 
 def _listed(lines: list[str]) -> str:
     """Lines of ``name: what it is``, each with the indented ones that go on, as a list."""
-    return "\n".join(f"  {line.strip()}" if line.startswith("    ") else f"- {NAMED.sub(_marked, line)}" for line in lines)
+    return "\n".join(
+        f"  {line.strip()}" if line.startswith("    ") else f"- {NAMED.sub(_marked, line)}" for line in lines
+    )
 
 
 def _marked(match: re.Match[str]) -> str:

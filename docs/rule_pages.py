@@ -40,8 +40,8 @@ def rule_index() -> str:
     """All rules by group, each with its page."""
     parts = [
         "# Rules",
-        "A code and its name are for ever: a code is never used again for anything else. Errors and warnings can be taken "
-        "out with `--ignore` or known in a baseline, by code, by name, or by the beginning of a code (`GQA6`). "
+        "A code and its name are for ever: a code is never used again for anything else. Errors and warnings can be "
+        "taken out with `--ignore` or known in a baseline, by code, by name, or by the beginning of a code (`GQA6`). "
         "`gqacheck explain CODE` prints the same pages.",
     ]
     for prefix, title in GROUPS.items():

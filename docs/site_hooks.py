@@ -1,7 +1,7 @@
-"""What mkdocs cannot say in mkdocs.yml: the rules in the navigation, and files outside docs/ that pages link to.
+"""What mkdocs.yml cannot say: rules in the navigation, links on their codes, files outside docs/ that pages link to.
 
-On the code host a page links to ``../benchmarks/README.md``; the site has a copy of that file, and links are rewritten to
-where it stands there: docs/ at the root, everything else by its path in the repository.
+On the code host a page links to ``../benchmarks/README.md``; the site has a copy of that file, and links are rewritten
+to where it stands there: docs/ at the root, everything else by its path in the repository.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\((?!\w+:|#|/)([^)#\s]+)(#[^)\s]*)?\)")
+CODE = re.compile(r"```.*?```|`[^`]*`|\[[^\]]*\]\([^)]*\)|^#[^\n]*|\b(GQA\d{3})\b", re.DOTALL | re.MULTILINE)
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md")
 """Pages that nothing need link to."""
 
@@ -47,14 +48,21 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as they stand on the site."""
+    """Links as they stand on the site, and codes of rules as links to their pages."""
     here = _in_repository(page.file)
+    folder = posixpath.dirname(page.file.src_uri) or "."
 
     def rewritten(match: re.Match[str]) -> str:
         target = _on_site(_target(here, match[1]))
-        return f"]({posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or '.')}{match[2] or ''})"
+        return f"]({posixpath.relpath(target, folder)}{match[2] or ''})"
 
-    return LINK.sub(rewritten, markdown)
+    def linked(match: re.Match[str]) -> str:
+        path = f"rules/{match[1]}.md"
+        if match[1] is None or path == page.file.src_uri or not (ROOT / "docs" / path).exists():
+            return match[0]
+        return f"[{match[1]}]({posixpath.relpath(path, folder)})"
+
+    return CODE.sub(linked, LINK.sub(rewritten, markdown))
 
 
 def _in_repository(file: File) -> str:

@@ -90,7 +90,7 @@ class GqacheckItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Our message and not our stack."""
         if isinstance(excinfo.value, GqacheckFailure):
-            return f"{printable(self.wanted.path, LONGEST)}\n\n{excinfo.value}"
+            return f"{excinfo.value}\n\nin {printable(self.wanted.path, LONGEST)}"
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, int | None, str]:

@@ -12,7 +12,7 @@ import pytest
 from gqacheck.arguments import parse
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))
+sys.path.insert(0, str(ROOT))
 
 from docs import console, generate, reference  # noqa: E402
 
@@ -121,10 +121,10 @@ def test_reference_names_all_that_the_packages_export():
 
 
 def test_docstring_becomes_lists_and_fenced_examples():
-    doc = "What it is::\n\n    >>> one(``2``)\n\na, b: numbers\nc: a text\n    that goes on\n\nRaises:\n    Error: it is bad"
+    doc = "What it is::\n\n    >>> one(``2``)\n\na, b: numbers\nc: a text\n    that goes on\n\nRaises:\n    Error: bad"
     assert reference.markdown(doc) == (
         "What it is:\n\n```pycon\n>>> one(`2`)\n```\n\n- `a`, `b`: numbers\n- `c`: a text\n  that goes on\n\n"
-        "Raises:\n\n- `Error`: it is bad"
+        "Raises:\n\n- `Error`: bad"
     )
 
 
