@@ -17,7 +17,7 @@ import torch
 _LOGITS_AT_ONCE = 1 << 25  # elements of one float32 chunk of logits: 128 MiB
 _IN_CACHE = 1 << 21  # elements that are reduced at once on a CPU: what a cache holds is not read twice
 _BLOCK_ROWS = 1024  # positions of a block of part of the vocabulary: the more, the fewer times lm_head is read
-_LINE = 64  # a block is a multiple of so many ids wide: the product of any other takes a third longer
+_LINE = 64  # a block is a multiple of so many ids wide: any other takes a third longer or more
 _LOWEST = torch.finfo(torch.float32).min
 
 
@@ -144,7 +144,7 @@ class _Sums:
     def add(self, logits: torch.Tensor, start: int, tally: Tally | None) -> None:
         """One block [N, W] of float32 logits from id ``start`` on, which is used up.
 
-        torch's own logsumexp writes a second block, and aminmax takes ten times as long as amin and amax.
+        torch's own logsumexp writes a second block, and aminmax takes eight times as long as amin and amax.
         """
         width = logits.shape[-1]
         here = (self.targets >= start) & (self.targets < start + width)
