@@ -1,7 +1,7 @@
 """Which of the many cases of a test run by default: all with GQACHECK_THOROUGH=1 (``make thorough``), else a sample.
 
 The tests below go through every family, or every checkpoint of the zoo, and each case takes about a second. By default
-the promised families run everywhere and every other case in a quarter of the tests, another quarter for each; which
+the promised families run everywhere and every other case in a sixth of the tests, another sixth for each; which
 ones is a checksum of the names, so it is the same everywhere and every layout is met by some test of every run.
 """
 
@@ -38,7 +38,7 @@ SAMPLED = frozenset(
         "test_truncated_query_heads_of_a_family_are_put_right",
     )
 )
-ONE_IN = 4
+ONE_IN = 6
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

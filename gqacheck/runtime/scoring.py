@@ -208,6 +208,8 @@ class Scorer:
             self.chunked = head_matches_forward(model, torch.tensor([list(probe)], device=self.device))
         self.head = head_of(model)
         self.pads = self.chunked and may_pad(model)
+        stated = getattr(model.config, "max_position_embeddings", None)
+        self.reads = stated if isinstance(stated, int) else 0
 
     def score(self, numbers: Sequence[int], windows: Sequence[tuple[Sequence[int], int]]) -> list[torch.Tensor]:
         """Losses (float64 nats) of each window's scored positions; a window is (ids, index of the first scored one)."""
@@ -219,7 +221,8 @@ class Scorer:
                 ]
             longest = max(len(ids) for ids, _ in windows)
             batch = self._tensor([[*ids, *([0] * (longest - len(ids)))] for ids, _ in windows])
-            output = backbone(self.model, batch[:, :-1])  # the last id is only a target: no position is spent on it
+            # the last id is only a target; a round length is quicker all the same, where the model reads so far
+            output = backbone(self.model, batch if longest <= self.reads else batch[:, :-1])
             hidden = [output[row, first - 1 : len(ids) - 1] for row, (ids, first) in enumerate(windows)]
             targets = [batch[row, first : len(ids)] for row, (ids, first) in enumerate(windows)]
             if self.observe is not None:
