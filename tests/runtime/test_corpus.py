@@ -8,7 +8,7 @@ import os
 import pytest
 
 from gqacheck.errors import ReadError, UsageError
-from gqacheck.runtime.corpus import load_corpus
+from gqacheck.runtime.corpus import MAX_TEXT_BYTES, load_corpus
 
 
 def test_smoke_corpus_has_three_segments_and_the_promised_sizes():
@@ -52,8 +52,8 @@ def test_text_file_that_is_no_text_gives_one_sentence(content, sentence, tmp_pat
 
 def test_text_file_that_is_too_large_a_folder_or_a_pipe_gives_one_sentence(tmp_path):
     with open(tmp_path / "big.txt", "wb") as stream:
-        stream.truncate(65 << 20)
-    with pytest.raises(ReadError, match="more than 67108864"):
+        stream.truncate(MAX_TEXT_BYTES + 1)
+    with pytest.raises(ReadError, match=f"more than {MAX_TEXT_BYTES}"):
         load_corpus(str(tmp_path / "big.txt"))
     with pytest.raises(ReadError):
         load_corpus(str(tmp_path))
