@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +68,7 @@ def check(
         config=_text(config),
         family=family,
         head_dim=head_dim,
-        expect=Expectations(expect_layers, expect_ratio, max_ppl_ratio),
+        expect=Expectations(expect_layers, expect_ratio, _allowed(max_ppl_ratio)),
         ppl=_names("ppl", ppl),
         generate=generate,
         consistency=consistency,
@@ -132,7 +133,7 @@ def check_model(
     corpora: Sequence[str] = ("smoke",) if ppl is True else (ppl,) if isinstance(ppl, str) else ppl or ()
     options = Options(
         base=None if live_base is not None else _text(base),
-        expect=Expectations(expect_layers, expect_ratio, max_ppl_ratio),
+        expect=Expectations(expect_layers, expect_ratio, _allowed(max_ppl_ratio)),
         ppl=_names("ppl", corpora),
         generate=generate,
         consistency=consistency,
@@ -185,3 +186,9 @@ def _severity(name: str) -> Severity:
     if name not in ("error", "warning"):
         raise UsageError(f"fail_on takes error or warning, not {str(name)[:60]!r}")
     return Severity(name)
+
+
+def _allowed(ratio: float | None) -> float | None:
+    if ratio is None or (isinstance(ratio, int | float) and 1 < ratio < math.inf):
+        return ratio
+    raise UsageError(f"max_ppl_ratio takes a number above 1, such as 1.2, not {str(ratio)[:60]!r}")

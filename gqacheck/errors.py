@@ -36,3 +36,14 @@ class MissingDependency(GqacheckError):
         super().__init__(f"{feature} needs the [{extra}] extra: pip install 'gqacheck[{extra}]'")
         self.feature = feature
         self.extra = extra
+
+
+def reason_of(error: BaseException) -> str:
+    """One sentence for what stopped a check."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than this machine has"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply to be read"
+    if isinstance(error, OSError) and not isinstance(error, GqacheckError):
+        return f"{error.filename or 'the file'}: {error.strerror or error}"
+    return str(error) or type(error).__name__

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.claims import REQUIRABLE, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
-from gqacheck.errors import GqacheckError, MissingDependency, UsageError
+from gqacheck.errors import GqacheckError, MissingDependency, UsageError, reason_of
 from gqacheck.geometry.facts import Expectations, Geometry, Subject
 from gqacheck.geometry.origins import Lineage, PairingFit
 from gqacheck.geometry.outcomes import RuntimeFacts
@@ -116,7 +116,7 @@ def check_opened(
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
         return CheckpointReport(
-            path, Verdict.ERROR, 3, checkpoint, error=explain_error(error), seconds=perf_counter() - started
+            path, Verdict.ERROR, 3, checkpoint, error=reason_of(error), seconds=perf_counter() - started
         )
     return report
 
@@ -128,17 +128,6 @@ class _Modules:
     model: Any = None
     tokenizer: Any = None
     base: Any = None
-
-
-def explain_error(error: BaseException) -> str:
-    """One sentence for an exception that stopped a check."""
-    if isinstance(error, MemoryError):
-        return "it needs more memory than this machine has"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply to be read"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the file'}: {error.strerror or error}"
-    return str(error) or type(error).__name__
 
 
 def _measure(checkpoint: Checkpoint, family: str | None, head_dim: int | None) -> Geometry:
@@ -164,7 +153,7 @@ def _open_base(path: str | None, child: Checkpoint, live: Opened | None) -> Chec
         checkpoint = live.checkpoint if live is not None else open_checkpoint(path or "")
         geometry = _measure(checkpoint, None, None)
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
-        raise ReadError(f"--base: {explain_error(error)}") from error
+        raise ReadError(f"--base: {reason_of(error)}") from error
     name = path or "live model"
     return CheckpointReport(name, Verdict.PASS, 0, checkpoint, geometry, notes=notes, seconds=perf_counter() - started)
 
@@ -198,7 +187,7 @@ def _trace(
             progress=options.progress,
         )
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
-        return Lineage("not-compared", explain_error(error))
+        return Lineage("not-compared", reason_of(error))
 
 
 def _fit_pairing(
@@ -212,7 +201,7 @@ def _fit_pairing(
     try:
         return fit_pairing(opened.checkpoint, geometry, samples=opened.samples, progress=options.progress)
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
-        return PairingFit("failed", explain_error(error))
+        return PairingFit("failed", reason_of(error))
 
 
 def _judge(
@@ -314,7 +303,7 @@ def _run(
     except UsageError:
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
-        reason = explain_error(error)
+        reason = reason_of(error)
         return _Run(skipped=_skip(rules, "runnable-model", reason), problem=reason)
     if facts.failure and facts.failure_stage == "tokenizer":
         return _Run(facts, skipped=_skip(rules, "tokenizer", facts.failure), problem=facts.failure)

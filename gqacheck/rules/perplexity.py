@@ -159,10 +159,11 @@ def _broken(perplexity: Perplexity, segments: list[SegmentLoss], verdicts: list[
     name, bound = reached[0]
     corpus = printable(perplexity.corpus, 80)
     if len(reached) == 1:
-        detail = f"{name} ({perplexity_text(_exp(bound))})"
+        detail = f"{name} ({perplexity_text(perplexity_of(bound))})"
     else:
         each = (
-            f"{printable(segment.name, 40)} {perplexity_text(_exp(segment.nll))} against {perplexity_text(_exp(line))}"
+            f"{printable(segment.name, 40)} {perplexity_text(perplexity_of(segment.nll))} against "
+            f"{perplexity_text(perplexity_of(line))}"
             for segment, (_, line) in zip(segments, reached, strict=True)
         )
         names = list(dict.fromkeys(verdict[0] for verdict in reached))
@@ -171,7 +172,7 @@ def _broken(perplexity: Perplexity, segments: list[SegmentLoss], verdicts: list[
         message=(
             f"perplexity {perplexity_text(perplexity.value)} on {corpus} is worse than {detail}{_with_bos(perplexity)}"
         ),
-        expected=Quantity(round(_exp(bound), 3), "perplexity at most"),
+        expected=Quantity(round(perplexity_of(bound), 3), "perplexity at most"),
         actual=Quantity(perplexity.value, "perplexity"),
         source=perplexity.protocol,
         consequence="nothing raises; generated text is noise, and LoRA only covers it up",
@@ -289,8 +290,9 @@ def _regressed(perplexity: Perplexity, relative: BaseRelative, line: float, seve
     )
 
 
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
+def perplexity_of(nats: float) -> float:
+    """e to the ``nats`` per token, infinity where that overflows."""
+    return math.exp(nats) if nats < 700 else math.inf if nats == nats else math.nan
 
 
 def perplexity_text(value: float) -> str:

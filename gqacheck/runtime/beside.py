@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.errors import GqacheckError, UsageError, reason_of
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Counterfactual, Generation, Induction, Perplexity, RuntimeFacts
 from gqacheck.rules.perplexity import perplexity_text, unsettled, worse_than_guessing
@@ -21,7 +21,6 @@ from gqacheck.runtime.running import (
     check_device,
     choose_dtype,
     labelled,
-    reason_of,
     rebuilt,
 )
 from gqacheck.text import printable

@@ -25,6 +25,7 @@ import torch
 
 from gqacheck.errors import ReadError
 from gqacheck.geometry.outcomes import Perplexity, SegmentLoss
+from gqacheck.rules.perplexity import perplexity_of
 from gqacheck.runtime.corpus import Corpus
 from gqacheck.runtime.early import Running, certainly_broken, spread_order
 from gqacheck.runtime.protocols import UNSTATED_POSITIONS, Plan, Window, aggregate, plan_windows
@@ -176,7 +177,7 @@ def _facts(
     windows = [plan.windows[i] for i in numbers]
     sums = list(losses.sums.values())
     nll = aggregate(windows, sums)
-    value = exp(nll)
+    value = perplexity_of(nll)
     error = standard_error(windows, sums)
     complete = len(numbers) == len(plan.windows)
     word, byte = (_per(math.fsum(sums), n) if complete else None for n in (plan.words, plan.nbytes))
@@ -196,8 +197,8 @@ def _facts(
         protocol_name=plan.protocol.name,
         windows_in_all=len(plan.windows),
         stopped_early=losses.stopped_early,
-        word_perplexity=None if word is None else exp(word),
-        byte_perplexity=None if byte is None else exp(byte),
+        word_perplexity=None if word is None else perplexity_of(word),
+        byte_perplexity=None if byte is None else perplexity_of(byte),
         bits_per_byte=None if byte is None else byte / math.log(2),
         text_tokens=sum(map(len, plan.tokens)),
         corpus_note=corpus.note,
@@ -209,11 +210,6 @@ def _note(run: int, in_all: int, stopped: bool) -> str:
     if stopped:
         return f"stopped after {run} of {in_all} windows: broken for certain; the value is not comparable"
     return "" if run == in_all else f"{run} of {in_all} windows: not comparable with a complete run"
-
-
-def exp(nats: float) -> float:
-    """e to the ``nats``, infinity where that overflows."""
-    return math.exp(nats) if nats < 700 else math.inf if nats == nats else math.nan
 
 
 def _per(total: float, n: int | None) -> float | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from gqacheck.geometry.outcomes import BaseRelative, Perplexity
+from gqacheck.rules.perplexity import perplexity_of
 from gqacheck.runtime.protocols import Plan
 from gqacheck.runtime.scoring import Head, chunk_rows
 
@@ -106,9 +107,9 @@ def relate(
     theirs = math.fsum(nll * n for _, nll, n in pairs) / total
     difference = mine - theirs
     found = BaseRelative(
-        base=_exp(theirs),
-        value=_exp(mine),
-        ratio=_exp(difference),
+        base=perplexity_of(theirs),
+        value=perplexity_of(mine),
+        ratio=perplexity_of(difference),
         difference=difference,
         difference_stderr=paired_error(pairs),
         tokens=total,
@@ -142,7 +143,3 @@ def paired_error(pairs: Sequence[tuple[float, float, int]]) -> float | None:
         return None
     squares = math.fsum((d - mean * n) ** 2 for d, (_, _, n) in zip(differences, pairs, strict=True))
     return math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / total
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf if nats == nats else math.nan

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gqacheck.checkpoint import Checkpoint
-from gqacheck.errors import GqacheckError, MissingDependency, UsageError
+from gqacheck.errors import MissingDependency, UsageError
 from gqacheck.geometry.facts import Geometry
 
 if TYPE_CHECKING:
@@ -215,14 +215,3 @@ def choose_dtype(checkpoint: Checkpoint, asked: str | None, device: str) -> torc
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.numel
     most = max(sizes, key=lambda name: sizes[name], default="float32")
     return torch.float32 if most.startswith("float8") else getattr(torch, most)
-
-
-def reason_of(error: BaseException) -> str:
-    """One sentence for what stopped a run."""
-    if isinstance(error, MemoryError):
-        return "it needs more memory than this machine has"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply to be read"
-    if isinstance(error, OSError) and not isinstance(error, GqacheckError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}"
-    return str(error) or type(error).__name__

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from gqacheck.errors import GqacheckError
+from gqacheck.errors import GqacheckError, reason_of
 from gqacheck.runtime.configure import CannotRun, one_line
 from gqacheck.runtime.quiet import quiet_and_offline
-from gqacheck.runtime.running import Progress, Running, reason_of
+from gqacheck.runtime.running import Progress, Running
 
 ROUNDS = 5
 PROMPT = 256

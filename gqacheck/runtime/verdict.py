@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.origins import NOWHERE, Channels, Heads, Lineage
 from gqacheck.geometry.outcomes import Perplexity
-from gqacheck.rules.perplexity import worse_than_guessing
+from gqacheck.rules.perplexity import perplexity_of, worse_than_guessing
 from gqacheck.text import printable_list
 
 Verdict: TypeAlias = Literal["pairing", "over-pruned", "loader", "base-broken", "fine"]
@@ -112,8 +112,7 @@ def _unmatched(part: Heads | Channels) -> bool:
 
 def value_of(perplexity: Perplexity) -> float:
     """The perplexity of the segments that are left in it."""
-    mean = nll(perplexity)
-    return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
+    return perplexity_of(nll(perplexity))
 
 
 def nll(perplexity: Perplexity) -> float:

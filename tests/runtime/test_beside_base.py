@@ -230,7 +230,10 @@ def test_live_model_without_a_tokenizer_is_a_usage_error():
         gqacheck.check_model(tiny_model("llama"), ppl=True)
 
 
-@pytest.mark.parametrize("wrong", [{"tokenizer": "a/path"}, {"ppl": [5]}, {"require": [None]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"tokenizer": "a/path"}, {"ppl": [5]}, {"require": [None]}, {"max_ppl_ratio": "x"}, {"max_ppl_ratio": 0.5}],
+)
 def test_live_model_with_options_of_another_kind_is_a_usage_error(wrong):
     with pytest.raises(gqacheck.errors.UsageError):
         gqacheck.check_model(tiny_model("llama"), **wrong)
