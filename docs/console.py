@@ -43,6 +43,8 @@ CALM = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment: one thread, so that a process can be forked and figures are the same; no network; no colours."""
+PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "PYTHONDONTWRITEBYTECODE", "SYSTEMROOT", "TMPDIR")
+"""All that a page sees of the environment it is run in: with ``CI`` set, say, pytest prints another summary."""
 
 
 def needs(page: str) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def replayed(page: str) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".md", encoding="utf-8") as file:
         file.write(page)
         file.flush()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "GITHUB_"))}
+        kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         paths = {"PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '')}", "PYTHONPATH": str(ROOT)}
         made = subprocess.run(
             [sys.executable, "-m", "docs.console", file.name], cwd=ROOT, env={**kept, **CALM, **paths},

@@ -90,6 +90,13 @@ def test_replayed_page_shows_todays_output_exit_codes_and_relative_paths(shown):
     assert "2> /dev/null | cat\nout\n\n$ ls made | head -n 1\nhealthy\n```\n" in shown
 
 
+@pytest.mark.parametrize("name", ["CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "PYTEST_ADDOPTS", "PYTHONWARNINGS"])
+def test_a_page_sees_nothing_of_the_environment_it_is_replayed_in(monkeypatch, name):
+    monkeypatch.setenv(name, "77")
+    page = f"```console\n$ echo \"[${name}]\"\n```\n"
+    assert "77" not in console.replayed(page)
+
+
 def test_changed_output_of_a_command_is_drift(tmp_path, shown):
     page = tmp_path / "page.md"
     page.write_text(shown.replace("healthy\n", "broken\n"), encoding="utf-8")
