@@ -14,7 +14,7 @@ from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.text import printable
 
 if TYPE_CHECKING:
-    from gqacheck.cli import Screen
+    from gqacheck.screen import Screen
 
 MAX_NEW_TOKENS = 128
 _WHOLE = 1 << 30  # characters: nothing is left out

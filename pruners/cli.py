@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from gqacheck.cli import Screen, guarded, progress_bar
 from gqacheck.errors import UsageError
+from gqacheck.screen import Screen, guarded, progress_bar
 
 if TYPE_CHECKING:
     from pruners.flags import Arguments

@@ -93,7 +93,7 @@ def test_replayed_page_shows_todays_output_exit_codes_and_relative_paths(shown):
 @pytest.mark.parametrize("name", ["CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "PYTEST_ADDOPTS", "PYTHONWARNINGS"])
 def test_a_page_sees_nothing_of_the_environment_it_is_replayed_in(monkeypatch, name):
     monkeypatch.setenv(name, "77")
-    page = f"```console\n$ echo \"[${name}]\"\n```\n"
+    page = f'```console\n$ echo "[${name}]"\n```\n'
     assert "77" not in console.replayed(page)
 
 
