@@ -10,11 +10,11 @@ def run() -> NoReturn:
     """Run the command line on ``sys.argv`` and leave with its exit code."""
     try:
         from gqacheck.cli import main
+        from gqacheck.screen import leave
 
-        code = main(sys.argv[1:], sys.stdout, sys.stderr)
+        leave(main(sys.argv[1:], sys.stdout, sys.stderr))
     except KeyboardInterrupt:  # before the error boundary of main stood
-        code = 130
-    raise SystemExit(code)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from gqacheck.errors import GqacheckError, UsageError
 
@@ -51,6 +52,31 @@ def guarded(screen: Screen, work: Callable[[], int], usage: str | Callable[[], s
         screen.complain(internal(error), 3)
         return 3
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with ``code``. What a stream cannot take any more (a closed pipe, a full disk) is dropped.
+
+    The interpreter would try once more to write it, complain of that in its own words and exit with 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # broken, closed, not there
+            _to_nowhere(stream)
+    raise SystemExit(code)
+
+
+def _to_nowhere(stream: TextIO | None) -> None:
+    if stream is None:
+        return
+    try:
+        target = stream.fileno()
+    except (OSError, ValueError):  # closed, or no file behind it
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, target)
+    os.close(nowhere)
 
 
 def progress_bar(screen: Screen) -> ProgressBar | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from gqacheck.errors import UsageError
-from gqacheck.screen import Screen, guarded, progress_bar
+from gqacheck.screen import Screen, guarded, leave, progress_bar
 
 if TYPE_CHECKING:
     from pruners.flags import Arguments
@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr
     return guarded(screen, lambda: _dispatch(argv, screen))
 
 
-def run() -> None:
+def run() -> NoReturn:
     """The console script."""
-    sys.exit(main())
+    leave(main())
 
 
 def _dispatch(argv: Sequence[str], screen: Screen) -> int:

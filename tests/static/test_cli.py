@@ -461,7 +461,26 @@ def test_process_on_an_ascii_terminal_does_not_fail(tmp_path: Path) -> None:
     assert done.stdout.isascii()
 
 
-def test_process_into_a_closed_pipe_says_nothing(tmp_path: Path) -> None:
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process writes at once, or when it leaves: both are common, and fail at different places."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", request.param)
+
+
+@pytest.mark.usefixtures("buffering")
+@pytest.mark.parametrize("command", [COMMAND, [sys.executable, "-m", "pruners"]], ids=["gqacheck", "gqaprune"])
+def test_process_into_a_closed_pipe_says_nothing(command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([*command, "--help"], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.usefixtures("buffering")
+def test_process_whose_reader_went_away_keeps_its_code_and_says_nothing(tmp_path: Path) -> None:
     path = sketch_llama(n_layers=2).write_module(tmp_path / "m.bin")
     read, write = os.pipe()
     os.close(read)
@@ -478,6 +497,7 @@ def test_process_with_closed_streams_returns_its_code(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-c", line], timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.usefixtures("buffering")
 def test_process_into_a_full_disk_returns_3(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
@@ -491,7 +511,8 @@ def test_process_into_a_full_disk_returns_3(tmp_path: Path) -> None:
 
 def test_process_when_interrupted_returns_130_without_a_traceback(tmp_path: Path) -> None:
     script = (
-        "import gqacheck.pipeline, sys, time\n"
+        "import gqacheck.pipeline, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts with &
         "def wait(path, options):\n print('ready', file=sys.stderr, flush=True)\n time.sleep(30)\n"
         "gqacheck.pipeline.check_path = wait\n"
         "from gqacheck.__main__ import run\nsys.argv = ['gqacheck', 'x.bin']\nrun()\n"
