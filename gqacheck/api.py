@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from gqacheck.errors import GqacheckError, UsageError
-from gqacheck.geometry.facts import Expectations
-from gqacheck.pipeline import Opened, Options, check_opened, check_path
+from gqacheck.options import from_python, make_options
+from gqacheck.pipeline import Opened, check_opened, check_path
 from gqacheck.result import CheckpointReport
-from gqacheck.rules.rule import Severity
 
 
 class UnsoundModelError(GqacheckError, AssertionError):
@@ -32,15 +30,15 @@ def check(
     family: str | None = None,
     head_dim: int | None = None,
     expect_layers: int | None = None,
-    expect_ratio: tuple[int, int] | None = None,
-    ppl: Sequence[str] = (),
+    expect_ratio: tuple[int, int] | str | None = None,
+    ppl: Sequence[str] | str | bool = (),
     generate: bool = False,
     consistency: bool = False,
     tokenizer: str | os.PathLike[str] | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: Sequence[str] | str = (),
+    ignore: Sequence[str] | str = (),
     fail_on: str = "error",
-    require: Sequence[str] = (),
+    require: Sequence[str] | str = (),
     device: str | None = None,
     dtype: str | None = None,
     device_map: str | None = None,
@@ -63,20 +61,21 @@ def check(
 
     Raises: UsageError for options that make no sense.
     """
-    options = Options(
-        base=_text(base),
-        config=_text(config),
+    given = from_python(
+        base=base,
+        config=config,
         family=family,
         head_dim=head_dim,
-        expect=Expectations(expect_layers, expect_ratio, _allowed(max_ppl_ratio)),
-        ppl=_names("ppl", ppl),
+        expect_layers=expect_layers,
+        expect_ratio=expect_ratio,
+        ppl=ppl,
         generate=generate,
         consistency=consistency,
-        tokenizer=_text(tokenizer),
-        select=_names("select", select),
-        ignore=_names("ignore", ignore),
-        fail_on=_severity(fail_on),
-        require=_names("require", require),
+        tokenizer=tokenizer,
+        select=select,
+        ignore=ignore,
+        fail_on=fail_on,
+        require=require,
         device=device,
         dtype=dtype,
         device_map=device_map,
@@ -84,9 +83,10 @@ def check(
         seed=seed,
         limit=limit,
         no_early_stop=no_early_stop,
+        max_ppl_ratio=max_ppl_ratio,
         values=values,
     )
-    return check_path(os.fspath(path), options)
+    return check_path(os.fspath(path), make_options(given))
 
 
 def check_model(
@@ -95,14 +95,14 @@ def check_model(
     *,
     base: Any = None,
     expect_layers: int | None = None,
-    expect_ratio: tuple[int, int] | None = None,
+    expect_ratio: tuple[int, int] | str | None = None,
     ppl: Sequence[str] | str | bool = (),
     generate: bool = False,
     consistency: bool = False,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: Sequence[str] | str = (),
+    ignore: Sequence[str] | str = (),
     fail_on: str = "error",
-    require: Sequence[str] = (),
+    require: Sequence[str] | str = (),
     batch_size: int | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -130,23 +130,25 @@ def check_model(
     if isinstance(tokenizer, (str, os.PathLike)):
         raise UsageError("check_model takes the tokenizer itself: AutoTokenizer.from_pretrained(PATH) makes one")
     live_base = base if base is not None and not isinstance(base, (str, os.PathLike)) else None
-    corpora: Sequence[str] = ("smoke",) if ppl is True else (ppl,) if isinstance(ppl, str) else ppl or ()
-    options = Options(
-        base=None if live_base is not None else _text(base),
-        expect=Expectations(expect_layers, expect_ratio, _allowed(max_ppl_ratio)),
-        ppl=_names("ppl", corpora),
+    given = from_python(
+        base=None if live_base is not None else base,
+        expect_layers=expect_layers,
+        expect_ratio=expect_ratio,
+        ppl=ppl,
         generate=generate,
         consistency=consistency,
-        select=_names("select", select),
-        ignore=_names("ignore", ignore),
-        fail_on=_severity(fail_on),
-        require=_names("require", require),
+        select=select,
+        ignore=ignore,
+        fail_on=fail_on,
+        require=require,
         batch_size=batch_size,
         seed=seed,
         limit=limit,
         no_early_stop=no_early_stop,
+        max_ppl_ratio=max_ppl_ratio,
         values=values,
     )
+    options = make_options(given)
     parent = None
     if live_base is not None:
         parent = Opened(describe_model(live_base), live_samples(live_base), live_base)
@@ -167,28 +169,3 @@ def assert_sound(model: Any, **options: Any) -> None:
         from gqacheck.report.text import render_checkpoint
 
         raise UnsoundModelError("the model is not sound\n\n" + render_checkpoint(report), report)
-
-
-def _text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _names(option: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise UsageError(f"{option} takes a list of names, not one string: [{names!r}]")
-    wrong = [name for name in names if not isinstance(name, str)]
-    if wrong:
-        raise UsageError(f"{option} takes names, not {str(wrong[0])[:60]!r} ({type(wrong[0]).__name__})")
-    return tuple(names)
-
-
-def _severity(name: str) -> Severity:
-    if name not in ("error", "warning"):
-        raise UsageError(f"fail_on takes error or warning, not {str(name)[:60]!r}")
-    return Severity(name)
-
-
-def _allowed(ratio: float | None) -> float | None:
-    if ratio is None or (isinstance(ratio, int | float) and 1 < ratio < math.inf):
-        return ratio
-    raise UsageError(f"max_ppl_ratio takes a number above 1, such as 1.2, not {str(ratio)[:60]!r}")

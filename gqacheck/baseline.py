@@ -44,9 +44,12 @@ class Baseline:
         """Fingerprints that are known of a checkpoint."""
         return frozenset(known.fingerprint for known in self.checkpoints.get(self._key(path), ()))
 
-    def told(self, report: Report) -> Report:
-        """The report with a note on every entry that was not found any more, of checkpoints that were checked."""
-        stale = []
+    def told(self, report: Report, *, whole: bool = False) -> Report:
+        """The report with a note on every entry that was not found any more, of checkpoints that were checked.
+
+        whole: all checkpoints of the repository were; then those are stale too that are not on the disk any more.
+        """
+        stale = [f"{printable(key, 80)} is gone" for key in (self._gone() if whole else ())]
         for checkpoint in report.checkpoints:
             if checkpoint.checkpoint is None:
                 continue
@@ -62,12 +65,14 @@ class Baseline:
         note = f"{len(stale)} {entries} in {self.file} (--update-baseline drops them): {shown}"
         return replace(report, notes=(*report.notes, note))
 
-    def update(self, report: Report) -> str:
+    def update(self, report: Report, *, whole: bool = False) -> str:
         """Writes the report's errors and warnings as the known ones, and returns the sentence on it.
 
-        What was not checked this time keeps its entries. Raises GqacheckError when the file cannot be written.
+        What was not checked this time keeps its entries, but for what is gone where the ``whole`` repository was
+        checked. Raises GqacheckError when the file cannot be written.
         """
-        made = {key: list(known) for key, known in self.checkpoints.items()}
+        gone = self._gone() if whole else ()
+        made = {key: list(known) for key, known in self.checkpoints.items() if key not in gone}
         for checkpoint in report.checkpoints:
             if checkpoint.checkpoint is None:
                 continue
@@ -91,14 +96,22 @@ class Baseline:
             },
         }
         try:
-            write_beside(self.file, json.dumps(data, indent=1) + "\n")
+            write_beside(os.path.realpath(self.file), json.dumps(data, indent=1) + "\n")
         except OSError as error:
             raise GqacheckError(f"--baseline: {self.file} could not be written: {error.strerror or error}") from error
         n = sum(len(known) for known in made.values())
         return f"{self.file} now holds {counted(n, 'known finding')}"
 
+    def _gone(self) -> tuple[str, ...]:
+        """The checkpoints that are not on the disk any more."""
+        return tuple(key for key in self.checkpoints if not os.path.lexists(os.path.join(self._folder, key)))
+
+    @property
+    def _folder(self) -> str:
+        return os.path.dirname(os.path.abspath(self.file))
+
     def _key(self, path: str) -> str:
-        folder = os.path.dirname(os.path.abspath(self.file))
+        folder = self._folder
         return os.path.relpath(os.path.abspath(path), folder).replace(os.sep, "/")
 
 

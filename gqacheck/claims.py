@@ -50,10 +50,8 @@ def _shapes_doubt(subject: Subject, static: set[str], skipped: Sequence[Skipped]
         return "latent attention (MLA) has no KV heads to count; only the other rules ran"
     if geometry.family.generic:
         return "the model family is not known: rules went by tensor names, and nothing was called an error"
-    unknown = [layer.index for layer in geometry.layers if _heads_unknown(layer)]
-    if unknown:
-        where = "" if len(unknown) == len(geometry.layers) else f" in {len(unknown)} of {len(geometry.layers)} layers"
-        return f"head_dim is not known{where}, so heads cannot be counted: give --config config.json or --head-dim N"
+    if doubt := heads_doubt(geometry):
+        return doubt
     if NEEDS_REPAIR in needs:
         return "a rule failed: " + _codes(skip for skip in skipped if skip.needs == NEEDS_REPAIR)
     if not static - {skip.code for skip in skipped}:
@@ -62,6 +60,15 @@ def _shapes_doubt(subject: Subject, static: set[str], skipped: Sequence[Skipped]
         n = sum(1 for skip in skipped if skip.code in static and skip.needs == NEEDS_SELECTION)
         return f"{n} of {len(static)} rules were not selected"
     return ""
+
+
+def heads_doubt(geometry: Geometry) -> str:
+    """Why the heads of some layer cannot be counted, "" when those of all can."""
+    unknown = [layer.index for layer in geometry.layers if _heads_unknown(layer)]
+    if not unknown:
+        return ""
+    where = "" if len(unknown) == len(geometry.layers) else f" in {len(unknown)} of {len(geometry.layers)} layers"
+    return f"head_dim is not known{where}, so heads cannot be counted: give --config config.json or --head-dim N"
 
 
 def heads_unknown(geometry: Geometry) -> bool:

@@ -13,9 +13,10 @@ from gqacheck.screen import Screen, guarded, internal, progress_bar, show_traceb
 if TYPE_CHECKING:
     from gqacheck.arguments import Arguments
     from gqacheck.baseline import Baseline
-    from gqacheck.pipeline import Options
+    from gqacheck.options import Options
     from gqacheck.report.output import Output
     from gqacheck.result import CheckpointReport, Report
+    from gqacheck.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None, stdout: TextIO | None = None, stderr: TextIO | None = None) -> int:
@@ -164,12 +165,13 @@ def _demo(arguments: Arguments, screen: Screen, colour: str) -> int:
 
 
 def _check(arguments: Arguments, screen: Screen) -> int:
+    from gqacheck.options import make_options
     from gqacheck.pipeline import check_path
-    from gqacheck.settings import find_settings, make_options
+    from gqacheck.settings import find_settings, shortest
 
-    settings = find_settings(os.getcwd())
+    settings = find_settings()
     given = {**settings.values, **arguments.given}
-    paths = arguments.words or settings.expand()
+    paths = arguments.words or [shortest(path) for path in settings.expand()]
     if not paths:
         corpus = [name for name in given.get("ppl", ()) if os.path.exists(name)]
         hint = f"; {corpus[0]!r} was taken as the text of --ppl" if corpus else ""
@@ -185,12 +187,12 @@ def _check(arguments: Arguments, screen: Screen) -> int:
             asked = {**settings.of(path), **arguments.given}
             options = make_options(asked, progress=progress, known=baseline.of(path) if baseline else frozenset())
             checked.append(_guarded(check_path, path, options))
-        report = _report(checked, settings.source)
+        report = _report(checked, settings)
     finally:
         if progress is not None:
             progress.close()
     if baseline is not None:
-        report = baseline.told(report)
+        report = baseline.told(report, whole=not arguments.words)
     screen.code = report.exit_code
     _show(report, given, screen, quiet=quiet)
     for output in outputs:
@@ -200,7 +202,7 @@ def _check(arguments: Arguments, screen: Screen) -> int:
         if replaced and not quiet:
             screen.remark(f"replaced the older report {output.path}")
     if baseline is not None and given.get("update_baseline"):
-        screen.remark(baseline.update(report))
+        screen.remark(baseline.update(report, whole=not arguments.words))
         return 0 if report.exit_code == 1 else report.exit_code
     return report.exit_code
 
@@ -210,7 +212,7 @@ def _show(report: Report, given: Mapping[str, Any], screen: Screen, *, quiet: bo
     if form == "text":
         from gqacheck.report.text import document
 
-        screen.show(document(report, quiet=quiet), str(given.get("color", "auto")))
+        screen.show(document(report, quiet=quiet, verbose=bool(given.get("verbose"))), str(given.get("color", "auto")))
     else:
         from gqacheck.report.output import render
 
@@ -250,9 +252,10 @@ def _guarded(check_path: Callable[[str, Options], CheckpointReport], path: str, 
         return CheckpointReport(path, Verdict.ERROR, 3, error=internal(error))
 
 
-def _report(checkpoints: Sequence[CheckpointReport], settings: str) -> Report:
+def _report(checkpoints: Sequence[CheckpointReport], settings: Settings) -> Report:
     from gqacheck import __version__
     from gqacheck.result import Report
 
-    notes = (f"settings were read from {settings}",) if settings else ()
-    return Report(tuple(checkpoints), max(c.exit_code for c in checkpoints), __version__, notes)
+    notes = [f"settings were read from {settings.source}"] if settings.source else []
+    notes += [f"paths: match = {pattern[:200]!r} fits nothing in {settings.folder}" for pattern in settings.unmatched()]
+    return Report(tuple(checkpoints), max(c.exit_code for c in checkpoints), __version__, tuple(notes))

@@ -111,6 +111,27 @@ def _commas(name: str, text: str) -> tuple[str, ...]:
     return names
 
 
+def _claims(name: str, text: str) -> tuple[str, ...]:
+    """Names that ``--require`` knows."""
+    from gqacheck.claims import REQUIRABLE
+
+    return tuple(one_of(*REQUIRABLE)(name, part) for part in _commas(name, text))
+
+
+def _rules(name: str, text: str) -> tuple[str, ...]:
+    """Names that mean at least one rule each."""
+    from gqacheck.rules import RULES
+    from gqacheck.rules.run import find_rules
+
+    names = _commas(name, text)
+    for part in names:
+        try:
+            find_rules(RULES, part)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+    return names
+
+
 def _output(name: str, text: str) -> tuple[str, str]:
     form, equals, path = text.partition("=")
     if equals and path and form in OUTPUT_FORMATS:
@@ -156,10 +177,10 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
         "what counts",
         (
             Flag("--require", "NAMES", "exit 3 unless checked: shapes, pairing, runtime, ppl, generation, consistency",
-                 _commas),
+                 _claims),
             Flag("--max-ppl-ratio", "X", "times the base's perplexity that is an error; default 5", _ratio_above_one),
-            Flag("--select", "CODES", "only these rules: codes, slugs or prefixes (GQA1,norm-width)", _commas),
-            Flag("--ignore", "CODES", "without these rules", _commas),
+            Flag("--select", "CODES", "only these rules: codes, slugs or prefixes (GQA1,norm-width)", _rules),
+            Flag("--ignore", "CODES", "without these rules", _rules),
             Flag("--baseline", "FILE", "known findings, which pass; new ones fail, stale entries are told", path=True),
             Flag("--update-baseline", "", "write this run's errors and warnings to --baseline as the known ones",
                  setting=False),
@@ -174,6 +195,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
             Flag("--output", "FORMAT=FILE", "also into a file: any of these, or svg, the map of heads; repeatable",
                  _output, repeat=True, setting=False),
             Flag("--quiet", "", "one line per checkpoint, no progress bar"),
+            Flag("--verbose", "", "also what was measured layer by layer"),
             Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
         ),
     ),

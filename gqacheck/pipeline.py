@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from gqacheck.checkpoint import Checkpoint
-from gqacheck.claims import REQUIRABLE, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
+from gqacheck.claims import heads_doubt, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError, reason_of
-from gqacheck.geometry.facts import Expectations, Geometry, Subject
+from gqacheck.geometry.facts import Geometry, Subject
 from gqacheck.geometry.origins import Lineage, PairingFit
 from gqacheck.geometry.outcomes import RuntimeFacts
+from gqacheck.options import Options
 from gqacheck.result import CheckpointReport, Verdict
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, choose_rules, run_rules
 
 if TYPE_CHECKING:
     from gqacheck.lineage.pair import Samples
-    from gqacheck.runtime.run import Progress
 
 UNRUNNABLE = frozenset(
     ("GQA012", "GQA014", "GQA101", "GQA102", "GQA103", "GQA104", "GQA106", "GQA107", "GQA109", "GQA110", "GQA111",
@@ -36,41 +36,6 @@ Stale attributes (GQA2xx) and a config that does not match (GQA4xx) are not here
 """
 PAIRING_ERRORS = frozenset(("GQA601", "GQA602", "GQA603", "GQA604", "GQA605", "GQA608"))
 """Rules whose errors mean that parts stand together that were not trained together; a run then says what that costs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the caller asks of one check; the names are those of the command line."""
-
-    base: str | None = None
-    config: str | None = None
-    family: str | None = None
-    head_dim: int | None = None
-    expect: Expectations = field(default_factory=Expectations)
-    ppl: tuple[str, ...] = ()
-    generate: bool = False
-    consistency: bool = False
-    tokenizer: str | None = None
-    select: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    fail_on: Severity = Severity.ERROR
-    require: tuple[str, ...] = ()
-    device: str | None = None
-    dtype: str | None = None
-    device_map: str | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    limit: int | None = None
-    no_early_stop: bool = False
-    progress: Progress | None = None
-    values: bool = False
-    known: frozenset[str] = frozenset()
-    """Fingerprints of findings that are known, and do not fail the check."""
-
-    @property
-    def runs(self) -> bool:
-        """Whether the model is to be run at all."""
-        return bool(self.ppl) or self.generate or self.consistency
 
 
 def check_path(path: str, options: Options) -> CheckpointReport:
@@ -96,9 +61,6 @@ def check_opened(
     """``check_path`` of what ``opener`` gives, beside a live parent when there is one."""
     from gqacheck.rules import RULES
 
-    unknown = [name for name in options.require if name not in REQUIRABLE]
-    if unknown:
-        raise UsageError(f"--require takes {', '.join(REQUIRABLE)}, not {unknown[0][:60]!r}")
     rules, left_out = choose_rules(RULES, options.select, options.ignore)
     started = perf_counter()
     checkpoint: Checkpoint | None = None
@@ -130,10 +92,10 @@ class _Modules:
     base: Any = None
 
 
-def _measure(checkpoint: Checkpoint, family: str | None, head_dim: int | None) -> Geometry:
+def _measure(checkpoint: Checkpoint, family: str | None, head_dim: int | None, **more: str) -> Geometry:
     from gqacheck.geometry.measure import measure
 
-    return measure(checkpoint, family=family, head_dim=head_dim)
+    return measure(checkpoint, family=family, head_dim=head_dim, **more)
 
 
 def _open_base(path: str | None, child: Checkpoint, live: Opened | None) -> CheckpointReport | None:
@@ -165,7 +127,7 @@ def _with_heads_of(
     if base is None or base.geometry is None or not heads_unknown(geometry):
         return geometry
     known = {layer.attention.head_dim.value for layer in base.geometry.layers if layer.attention.head_dim}
-    return _measure(checkpoint, options.family, known.pop()) if len(known) == 1 else geometry
+    return _measure(checkpoint, options.family, known.pop(), said_by="the base") if len(known) == 1 else geometry
 
 
 def _trace(
@@ -242,7 +204,7 @@ def _judge(
     if not geometry.layers:
         problem = problem or "no decoder layers were found: the tensor names fit no known model family"
     elif heads_unknown(geometry) and checkpoint.quantization is None:
-        problem = problem or claims[0].reason
+        problem = problem or heads_doubt(geometry)
     if crashed:
         problem = problem or f"{crashed[0].code}: {crashed[0].reason}"
     known = tuple(f.fingerprint for f in findings if f.fingerprint in options.known)

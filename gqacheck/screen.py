@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.errors import GqacheckError, UsageError, reason_of
 
 if TYPE_CHECKING:
     from gqacheck.report.document import Block
@@ -40,7 +40,7 @@ def guarded(screen: Screen, work: Callable[[], int], usage: str | Callable[[], s
     except BrokenPipeError:
         return screen.code
     except OSError as error:
-        screen.complain(f"the report could not be written: {error.strerror or error}", 3)
+        screen.complain(reason_of(error), 3)
         return 3
     except Exception as error:  # the boundary: whatever a bug raises must read as "could not check"
         show_traceback()
@@ -109,7 +109,8 @@ class Screen:
     def write(self, text: str) -> None:
         """Write to standard output whatever its encoding can show; the rest is transliterated or escaped."""
         if self.stdout is not None:
-            self.stdout.write(_encodable(text, self.stdout))
+            stream, shown = self.stdout, _encodable(text, self.stdout)
+            _say(lambda: stream.write(shown))
 
     def complain(self, message: str, code: int) -> None:
         """One complaint on standard error; a stream that is gone is not complained to."""
@@ -133,7 +134,7 @@ class Screen:
     def flush(self) -> None:
         """Everything written so far reaches the reader, or raises here and not when the interpreter leaves."""
         if self.stdout is not None:
-            self.stdout.flush()
+            _say(self.stdout.flush)
 
     def show(self, blocks: Sequence[Block], colour: str) -> None:
         """Blocks for whoever reads standard output: broken and coloured on a terminal, plain in a pipe."""
@@ -150,6 +151,16 @@ class Screen:
 
         width = get_terminal_size((100, 24)).columns
         self.write(render_terminal(blocks, width=width, colour=coloured))
+
+
+def _say(action: Callable[[], object]) -> None:
+    """Names standard output in what goes wrong with it; a reader that went away is nothing wrong."""
+    try:
+        action()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GqacheckError(f"standard output could not be written: {error.strerror or error}") from error
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

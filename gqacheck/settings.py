@@ -14,26 +14,19 @@ of tables with a glob under ``match`` and the options that hold for the checkpoi
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gqacheck.errors import UsageError
 from gqacheck.flags import FLAGS, Flag, suggestion
+from gqacheck.options import read_value
 from gqacheck.runtime.corpora.asked import rebased
-
-if TYPE_CHECKING:
-    from gqacheck.pipeline import Options
 
 LARGEST = 1 << 20
 """Bytes: a longer settings file is a mistake."""
-
-
-_PLAIN_OPTIONS = (
-    "base", "config", "family", "head_dim", "ppl", "tokenizer", "select", "ignore", "require", "device", "dtype",
-    "device_map", "batch_size", "seed", "limit", "no_early_stop", "generate", "consistency", "values",
-)  # fmt: skip
-_GENERAL = ("baseline", "quiet", "color", "format")
+_GENERAL = ("baseline", "quiet", "verbose", "color", "format")
 """Settings of a whole run, which cannot differ between checkpoints."""
 
 
@@ -61,38 +54,35 @@ class Settings:
     def expand(self) -> tuple[str, ...]:
         """The checkpoints that the patterns name, sorted, each once.
 
-        Raises UsageError for a pattern that matches nothing: a gate that checks nothing must not pass.
+        They are absolute paths. Raises UsageError for a pattern that matches nothing: a gate that checks nothing must
+        not pass.
         """
         from glob import glob
 
-        found: dict[str, None] = {}
+        found: set[str] = set()
         for pattern in self.checkpoints:
-            matched = sorted(glob(os.path.join(self.folder, pattern), recursive=True))
+            matched = glob(pattern, root_dir=self.folder, recursive=True)
             if not matched:
                 raise UsageError(f"{self.source}: checkpoints: {pattern[:200]!r} matches nothing in {self.folder}")
-            found.update(dict.fromkeys(_shortest(path) for path in matched))
-        return tuple(found)
+            found.update(_tidied(os.path.join(self.folder, path)) for path in matched)
+        return tuple(sorted(found))
+
+    def unmatched(self) -> tuple[str, ...]:
+        """The patterns of ``paths`` that nothing on the disk begins like: they hold for no checkpoint."""
+        from glob import escape, glob
+
+        starts = {pattern: re.split(r"[*?[]", pattern, maxsplit=1)[0] for pattern, _ in self.paths}
+        return tuple(
+            pattern for pattern, start in starts.items() if not glob(escape(start) + "*", root_dir=self.folder)
+        )
 
 
-def make_options(given: Mapping[str, Any], **more: Any) -> Options:
-    """``Options`` of what was given on the command line or in a settings file; ``more`` are fields of ``Options``."""
-    from gqacheck.geometry.facts import Expectations
-    from gqacheck.pipeline import Options
-    from gqacheck.rules.rule import Severity
-
-    if given.get("all_runtime"):
-        given = {"ppl": ("smoke",), **given, "generate": True, "consistency": True}
-    return Options(
-        expect=Expectations(given.get("expect_layers"), given.get("expect_ratio"), given.get("max_ppl_ratio")),
-        fail_on=Severity(given.get("fail_on", "error")),
-        **{key: given[key] for key in _PLAIN_OPTIONS if key in given},
-        **more,
-    )
-
-
-def find_settings(folder: str) -> Settings:
+def find_settings(folder: str = ".") -> Settings:
     """The settings nearest to ``folder``, upwards; in one folder gqacheck.toml wins. Raises UsageError for bad ones."""
-    folder = os.path.abspath(folder)
+    try:
+        folder = os.path.abspath(folder)
+    except FileNotFoundError:  # the current folder is gone
+        return Settings()
     while True:
         for name, table in (("gqacheck.toml", ()), ("pyproject.toml", ("tool", "gqacheck"))):
             path = os.path.join(folder, name)
@@ -164,9 +154,9 @@ def _convert(values: Mapping[str, Any], path: str, folder: str, also: tuple[str,
         if flag is None:
             raise UsageError(f"{path}: there is no setting {key[:60]!r}{suggestion(key, [*allowed, *also])}")
         try:
-            converted[flag.key] = _value(flag, value, folder)
+            converted[flag.key] = read_value(flag, _rebased(flag, value, folder), key)
         except UsageError as error:
-            raise UsageError(f"{path}: {str(error).replace('--', '', 1)}") from error
+            raise UsageError(f"{path}: {error}") from error
     return converted
 
 
@@ -174,46 +164,34 @@ def _matches(path: str, pattern: str, folder: str) -> bool:
     """Whether a checkpoint's path, taken from ``folder``, matches; a folder's own pattern matches what lies in it."""
     from fnmatch import fnmatchcase
 
-    wanted = os.path.normpath(os.path.join(folder, pattern))
-    real = os.path.abspath(path)
-    return fnmatchcase(real, wanted) or fnmatchcase(real, os.path.join(wanted, "*"))
+    names = {os.path.abspath(path), os.path.realpath(path)}
+    if not os.path.isabs(pattern):
+        names = {os.path.relpath(name, start) for name in names for start in (folder, os.path.realpath(folder))}
+    wanted = os.path.normpath(pattern)
+    return any(fnmatchcase(name, wanted) or fnmatchcase(name, os.path.join(wanted, "*")) for name in names)
 
 
-def _shortest(path: str) -> str:
-    """A path as people write it: relative to here when it lies below."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+def shortest(path: str) -> str:
+    """An absolute path as people write it: from here when it lies below."""
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
-def _value(flag: Flag, value: Any, folder: str) -> Any:
-    if not flag.metavar:
-        if not isinstance(value, bool):
-            raise UsageError(f"{flag.name} takes true or false, not {value!r}")
+def _tidied(path: str) -> str:
+    """A path without ``.`` and ``..``, where that does not lead elsewhere (behind a link, .. is not what it looks)."""
+    plain = os.path.normpath(path)
+    return plain if os.path.exists(plain) and os.path.samefile(plain, path) else path
+
+
+def _rebased(flag: Flag, value: Any, folder: str) -> Any:
+    """A value with the paths in it meant from ``folder``."""
+    if isinstance(value, list):
+        return [_rebased(flag, item, folder) for item in value]
+    if not isinstance(value, str) or not value:
         return value
-    if flag.repeat:
-        if value is True:
-            value = ["smoke"]
-        items = value if isinstance(value, list) else [value]
-        return tuple(_one(flag, item, folder) for item in items)
-    if isinstance(value, list) and flag.metavar in ("NAMES", "CODES") and all(isinstance(v, str) for v in value):
-        value = ",".join(value)
-    return _one(flag, value, folder)
-
-
-def _one(flag: Flag, value: Any, folder: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float) if flag.metavar == "X" else (str, int)):
-        raise UsageError(f"{flag.name} takes {flag.metavar}, not {str(value)[:60]!r}")
-    text = str(value)
-    if not text:
-        raise UsageError(f"{flag.name} takes {flag.metavar}, not nothing")
-    if flag.path:
-        text = _from_folder(text, folder)
-    elif flag.key == "ppl":
-        text = rebased(text, folder)
-    return flag.convert(flag.name, text)
-
-
-def _from_folder(text: str, folder: str) -> str:
-    """A path in a settings file is meant from there; what is not there (``org/name``) is left as it is."""
-    joined = os.path.join(folder, text)
-    return joined if os.path.exists(joined) else text
+    if flag.key == "ppl":
+        return rebased(value, folder)
+    if not flag.path:
+        return value
+    joined = os.path.join(folder, value)
+    elsewhere = flag.key in ("base", "tokenizer")  # these may be auto, or a name in the hub's cache
+    return value if elsewhere and not os.path.exists(joined) else joined

@@ -17,7 +17,8 @@ from gqacheck import __version__
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import UsageError
 from gqacheck.geometry.outcomes import Perplexity
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.place import check_destination
 from gqacheck.result import CheckpointReport
 from gqacheck.rules.rule import Finding, Severity

@@ -16,7 +16,8 @@ from gqacheck.compare.facts import Column, Table
 from gqacheck.compare.group import base_of_all, group_readings, group_texts, same_place, with_names
 from gqacheck.compare.saved import MOST_CHECKPOINTS, is_report, read_report
 from gqacheck.errors import UsageError
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.result import CheckpointReport, Report
 from gqacheck.text import printable
 

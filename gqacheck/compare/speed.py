@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.compare.facts import Column, Speed, SpeedRow
 from gqacheck.geometry.facts import Geometry
-from gqacheck.pipeline import UNRUNNABLE, Options
+from gqacheck.options import Options
+from gqacheck.pipeline import UNRUNNABLE
 from gqacheck.result import CheckpointReport
 from gqacheck.rules.rule import Severity
 

@@ -26,7 +26,8 @@ from gqacheck.export.source import (
 )
 from gqacheck.export.stream import Progress, parse_size, plan_shards, write_shards
 from gqacheck.export.verify import Side, check_folder, compare, load_report
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.place import check_destination, move_into_place, require_space, workplace
 from gqacheck.result import CheckpointReport
 from gqacheck.rules.rule import Severity

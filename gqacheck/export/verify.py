@@ -12,7 +12,8 @@ from gqacheck.errors import GqacheckError
 from gqacheck.export.facts import CannotExport, Comparison, Form
 from gqacheck.export.stream import Progress
 from gqacheck.geometry.facts import Geometry
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.result import CheckpointReport
 from gqacheck.rules.rule import Severity
 from gqacheck.text import printable_list

@@ -45,7 +45,7 @@ class Rows:
 class Evidence:
     """What holds for the whole model, collected once.
 
-    option: ``--head-dim``. inv_freq: length of the rotary buffer. config, source: the text model's config.
+    option: ``--head-dim``, or what option_source names. inv_freq: length of the rotary buffer. config, source: the text model's config.
     """
 
     family: Family
@@ -53,6 +53,7 @@ class Evidence:
     source: str
     rows: Sequence[Rows]
     option: int | None = None
+    option_source: str = "--head-dim"
     inv_freq: int | None = None
     rotary_share: float = 1.0
 
@@ -91,7 +92,7 @@ def believed(
     """head_dim of one layer: the most trusted claim with all the others, None when nothing says."""
     claims: list[Claim] = []
     if evidence.option is not None:
-        claims.append(Claim(evidence.option, "--head-dim"))
+        claims.append(Claim(evidence.option, evidence.option_source))
     own = plausible(module.attributes.get("head_dim")) if module else None
     if own is not None:
         claims.append(Claim(own, "module attribute head_dim"))

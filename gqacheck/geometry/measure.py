@@ -38,10 +38,13 @@ _PREDICTS_SEVERAL = ("eh_proj.weight", "enorm.weight", "hnorm.weight")
 _ATTENTION_NORMS = ("q", "k")
 
 
-def measure(checkpoint: Checkpoint, *, family: str | None = None, head_dim: int | None = None) -> Geometry:
+def measure(
+    checkpoint: Checkpoint, *, family: str | None = None, head_dim: int | None = None, said_by: str = "--head-dim"
+) -> Geometry:
     """What each layer of ``checkpoint`` measures, by role.
 
-    family: ``--family``; head_dim: ``--head-dim``; both win over what the checkpoint says.
+    family: ``--family``; head_dim: ``--head-dim``, or what ``said_by`` names; both win over what the
+    checkpoint says.
 
     Raises
         NotACheckpoint: no decoder layer was found.
@@ -71,6 +74,7 @@ def measure(checkpoint: Checkpoint, *, family: str | None = None, head_dim: int 
         config_source or "config",
         [rows for layer in layers if (rows := measured_rows(layer.attention, layer.index, kind)) is not None],
         option=head_dim,
+        option_source=said_by,
         inv_freq=around.inv_freq or _layer_inv_freq(group),
         rotary_share=partial_rotary(config, kind),
     )

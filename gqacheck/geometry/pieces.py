@@ -122,7 +122,7 @@ def projection(role: str, piece: Piece | None, layer_path: str, modules: Mapping
     if piece is None or piece.weight is None:
         return None
     weight = piece.weight
-    if piece.packed and weight.dtype in _PACKED_DTYPES:
+    if weight.dtype in _PACKED_DTYPES and (piece.packed or weight.dtype == "uint8"):  # no weight is made of bytes
         return None
     rows, columns = rows_and_columns(weight.shape)
     module = modules.get(f"{layer_path}.{piece.module}") if modules else None

@@ -72,7 +72,7 @@ def _make(wanted: Wanted) -> dict[str, Any]:
     from gqacheck.report.json import checkpoint_json
     from gqacheck.result import CheckpointReport, Verdict
     from gqacheck.rules import RULES
-    from gqacheck.settings import make_options
+    from gqacheck.options import make_options
 
     known: frozenset[str] = frozenset()
     try:

@@ -9,7 +9,8 @@ from typing import Any
 
 from gqacheck.checkpoint import Checkpoint, Container
 from gqacheck.geometry.measure import measure
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.repair.apply import Progress, apply_plan
 from gqacheck.repair.blocks import Side
 from gqacheck.repair.facts import CannotRepair, Reference, Refusal, RepairReport

@@ -12,7 +12,8 @@ from gqacheck.errors import UsageError
 from gqacheck.geometry.facts import Geometry, Subject
 from gqacheck.geometry.lines import slots_of
 from gqacheck.geometry.origins import Lineage
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.repair.apply import Progress, planned_shapes
 from gqacheck.repair.blocks import Side, layer_dtype
 from gqacheck.repair.carry import Job, carry_out

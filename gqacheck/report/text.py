@@ -45,8 +45,8 @@ def render_checkpoint(report: CheckpointReport) -> str:
     return plain(checkpoint_blocks(report, named=False))
 
 
-def document(report: Report, *, quiet: bool = False) -> list[Block]:
-    """The blocks of a report; with ``quiet`` one line per checkpoint."""
+def document(report: Report, *, quiet: bool = False, verbose: bool = False) -> list[Block]:
+    """The blocks of a report; with ``quiet`` one line per checkpoint, with ``verbose`` also what was measured per layer."""
     several = len(report.checkpoints) > 1
     blocks: list[Block] = [line(Span(f"note: {note}", "dim")) for note in report.notes]
     for position, checkpoint in enumerate(report.checkpoints):

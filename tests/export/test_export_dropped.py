@@ -15,7 +15,8 @@ from tiny_models import logits_of, tiny_ids, tiny_model
 
 import gqacheck
 from gqacheck.export.code import block_norms
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 
 Blocks = tuple[int, ...]
 ALL = (0, 1, 2, 3)

@@ -22,7 +22,8 @@ from tiny_surgery import cut_attention, cut_layers, drop_layers
 from gqacheck.export import CannotExport, ExportReport
 from gqacheck.export.code import SUPPORTED
 from gqacheck.export.text import export_blocks
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.report.kept import kept_words
 from gqacheck.rules.rule import Severity
 

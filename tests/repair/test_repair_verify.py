@@ -10,7 +10,8 @@ import torch
 from repair_cuts import WIDTH, Cut, config, cut_tensors, parent_tensors, write_folder
 
 from gqacheck.geometry.origins import Heads, LayerOrigin, Lineage, Origin
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.repair import verify
 from gqacheck.repair.expand import CannotExpand, expand_plans
 from gqacheck.repair.verify import check_written, compare_with_reference

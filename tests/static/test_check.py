@@ -28,7 +28,8 @@ from gqacheck.api import UnsoundModelError, assert_sound, check, check_model
 from gqacheck.errors import GqacheckError, MissingDependency, ReadError, UsageError
 from gqacheck.geometry.facts import Geometry, Subject
 from gqacheck.geometry.outcomes import RuntimeFacts
-from gqacheck.pipeline import UNRUNNABLE, Options, check_path
+from gqacheck.options import Options, from_python, make_options
+from gqacheck.pipeline import UNRUNNABLE, check_path
 from gqacheck.result import CheckpointReport, ClaimState, Verdict
 from gqacheck.rules.rule import Rule, Severity, Violation
 from gqacheck.testing.sketch import sketch_llama
@@ -294,14 +295,80 @@ def test_check_on_a_file_that_cannot_be_read_is_a_report_and_no_exception(
         {"require": ["shape"]},
         {"select": ["GQA999"]},
         {"ignore": ["nonsense"]},
+        {"ignore": [3]},
         {"fail_on": "note"},
-        {"ppl": "smoke"},
-        {"select": "GQA1"},
+        {"fail_on": 3},
+        {"ppl": [3]},
+        {"ppl": 3},
+        {"generate": "no"},
+        {"values": 1},
+        {"expect_ratio": "4"},
+        {"expect_ratio": (4, 1, 1)},
+        {"expect_ratio": (4, 0)},
+        {"expect_ratio": 4.0},
+        {"expect_layers": "six"},
+        {"expect_layers": True},
+        {"head_dim": 6.4},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"base": {}},
+        {"device": ["cpu"]},
+        {"device_map": {"": 0}},
+        {"tokenizer": ""},
     ],
+    ids=str,
 )
 def test_check_on_options_that_make_no_sense_raises(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+    (name,) = options
+    with pytest.raises(UsageError, match=f"^{name}"):
         check("ckpt.bin", **options)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"expect_ratio": "4:1"}, {"expect_ratio": (4, 1)}),
+        ({"expect_ratio": [4, 1]}, {"expect_ratio": (4, 1)}),
+        ({"expect_layers": "6"}, {"expect_layers": 6}),
+        ({"require": "shapes, pairing"}, {"require": ["shapes", "pairing"]}),
+        ({"select": "GQA1"}, {"select": ("GQA1",)}),
+        ({"ppl": "smoke"}, {"ppl": ["smoke"]}),
+        ({"ppl": True}, {"ppl": ["smoke"]}),
+        ({"ppl": False, "ignore": [], "base": None}, {}),
+        ({"base": Path("parent")}, {"base": "parent"}),
+    ],
+    ids=str,
+)
+def test_ways_to_write_an_option_mean_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert make_options(from_python(**one)) == make_options(from_python(**other))
+
+
+def without_config(folder: Path) -> Path:
+    """A state dict that says nothing of its heads."""
+    sketch = sketch_llama(n_layers=2)
+    sketch.resize("model.layers.1.mlp.gate_proj", rows=96)
+    return sketch.write_state_dict(folder / "sd.bin")
+
+
+def test_head_dim_of_the_parent_is_said_to_come_from_there(tmp_path: Path) -> None:
+    parent = sketch_llama(n_layers=2).write_folder(tmp_path / "parent")
+    geometry = check(without_config(tmp_path), base=parent).geometry
+    assert geometry is not None
+    head_dim = geometry.layers[0].attention.head_dim
+    assert head_dim is not None
+    assert head_dim.source == "the base"
+
+
+def test_heads_that_cannot_be_counted_are_the_reason_beside_another_error(tmp_path: Path) -> None:
+    report = check(without_config(tmp_path))
+    assert [finding.code for finding in report.findings if finding.severity is Severity.ERROR] == ["GQA301"]
+    assert report.exit_code == 3
+    assert (report.error or "").startswith("head_dim is not known")
+
+
+def test_keyword_that_there_is_not_is_told_with_the_one_that_was_meant() -> None:
+    with pytest.raises(UsageError, match="there is no option 'bas'; did you mean base"):
+        from_python(bas="parent")
 
 
 def test_check_on_a_base_hands_its_facts_to_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

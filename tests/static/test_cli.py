@@ -244,7 +244,7 @@ def test_main_on_a_reader_that_left_keeps_the_verdicts_code(name: str, code: int
 def test_main_on_a_full_disk_returns_3() -> None:
     err = io.StringIO()
     assert main(["good.bin"], Broken(OSError(28, "No space left on device")), err) == 3
-    assert "the report could not be written: No space left on device" in err.getvalue()
+    assert "standard output could not be written: No space left on device" in err.getvalue()
 
 
 @pytest.mark.usefixtures("samples")

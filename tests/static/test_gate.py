@@ -83,6 +83,9 @@ def test_settings_of_a_folder_hold_for_what_lies_in_it(repository: Path) -> None
         ("[[paths]]\nexpect-layers = 3", 'a table of paths has no match = "GLOB"'),
         ('[[paths]]\nmatch = "a"\nexpect-layer = 3', "there is no setting 'expect-layer'; did you mean expect-layers?"),
         ('[[paths]]\nmatch = "a"\nbaseline = "b"', "baseline holds for the whole run and cannot stand under paths"),
+        ('require = ["shape"]', "gqacheck.toml: require takes shapes, pairing"),
+        ('select = ["GQA9"]', "gqacheck.toml: select: no rule is called 'GQA9'"),
+        ('ignore = ["nonsense"]', "gqacheck.toml: ignore: no rule is called 'nonsense'"),
         ("update-baseline = true", "there is no setting 'update-baseline'"),
     ],
 )
@@ -91,6 +94,51 @@ def test_settings_that_make_no_sense_are_named(repository: Path, text: str, says
     code, _, err = run("out/sound.bin")
     assert code == 2
     assert says in err
+
+
+def test_folder_with_signs_of_a_glob_in_its_name_is_meant_as_it_is(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, copied in (("c[17]", "broken.bin"), ("c1", "sound.bin")):
+        (repository / name / "out").mkdir(parents=True)
+        (repository / name / "out" / "x.bin").write_bytes((repository / "out" / copied).read_bytes())
+    here = repository / "c[17]"
+    monkeypatch.chdir(here)
+    settings(here, 'checkpoints = ["out/*"]\n')
+    assert run("--quiet")[1].splitlines()[-1].startswith("out/x.bin: FAIL")
+    settings(here, 'checkpoints = ["out/*"]\n[[paths]]\nmatch = "out/*"\nignore = ["GQA3"]\n')
+    assert "PASS" in run("--quiet")[1]
+
+
+def test_settings_of_a_path_hold_for_a_link_to_it(repository: Path) -> None:
+    os.symlink("out/broken.bin", repository / "link.bin")
+    assert run("link.bin")[0] == 1
+    settings(repository, '[[paths]]\nmatch = "out/b*"\nignore = ["GQA3"]\n')
+    assert run("link.bin")[0] == 0
+
+
+def test_pattern_of_paths_that_fits_nothing_is_told(repository: Path) -> None:
+    settings(repository, '[[paths]]\nmatch = "uot/b*"\n[[paths]]\nmatch = "*brok*"\n[[paths]]\nmatch = "out/s*"\n')
+    code, out, _ = run("out/sound.bin")
+    assert code == 0
+    assert f"note: paths: match = 'uot/b*' fits nothing in {repository}\n" in out
+    assert out.count("fits nothing") == 1
+
+
+def test_settings_below_a_link_are_read_where_they_lie(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "far" / "below").mkdir(parents=True)
+    (repository / "far" / "x.bin").write_bytes((repository / "out" / "broken.bin").read_bytes())
+    (repository / "x.bin").write_bytes((repository / "out" / "sound.bin").read_bytes())
+    os.symlink("far/below", repository / "link")
+    settings(repository, 'checkpoints = ["link/../x.bin"]\n')
+    assert run("--quiet")[0] == 1
+
+
+def test_folder_that_is_gone_has_no_settings(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "gone").mkdir()
+    monkeypatch.chdir(repository / "gone")
+    (repository / "gone").rmdir()
+    assert run(str(repository / "out" / "sound.bin"))[0] == 0
 
 
 def test_baseline_lets_known_findings_pass_and_new_ones_fail(repository: Path) -> None:
@@ -138,6 +186,38 @@ def test_update_keeps_what_was_not_checked_this_time(repository: Path) -> None:
     assert (repository / "known.json").read_text() == before
     run("out/broken.bin", "--baseline", "known.json", "--update-baseline", "--ignore", "GQA301")
     assert "GQA301" in (repository / "known.json").read_text()
+
+
+def test_baseline_of_a_checkpoint_that_is_gone_is_told_and_dropped_by_a_whole_run(repository: Path) -> None:
+    settings(repository, 'baseline = "known.json"\ncheckpoints = ["out/*"]\n')
+    assert run("--update-baseline")[0] == 0
+    os.rename(repository / "out" / "broken.bin", repository / "out" / "other.bin")
+    code, out, _ = run()
+    assert code == 1
+    assert "1 stale entry" in out
+    assert "out/broken.bin is gone" in out
+    assert "stale" not in run("out/sound.bin")[1]
+    run("out/sound.bin", "--update-baseline")
+    assert "out/broken.bin" in (repository / "known.json").read_text()
+    run("--update-baseline")
+    assert set(json.loads((repository / "known.json").read_text())["checkpoints"]) == {"out/other.bin"}
+
+
+def test_baseline_behind_a_link_is_written_where_it_lies(repository: Path) -> None:
+    (repository / "far.json").write_text('{"schema": "gqacheck-baseline/1", "checkpoints": {}}')
+    os.symlink("far.json", repository / "known.json")
+    assert run("out/broken.bin", "--baseline", "known.json", "--update-baseline")[0] == 0
+    assert (repository / "known.json").is_symlink()
+    assert "GQA301" in (repository / "far.json").read_text()
+
+
+def test_baseline_in_the_settings_is_meant_from_their_folder_before_it_is_there(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(repository, 'baseline = "known.json"\n')
+    monkeypatch.chdir(repository / "out")
+    assert run("broken.bin", "--update-baseline")[0] == 0
+    assert (repository / "known.json").exists()
 
 
 def test_baseline_in_the_settings_is_meant_from_their_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

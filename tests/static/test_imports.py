@@ -22,7 +22,7 @@ HEAVY = frozenset(
 )  # fmt: skip
 SLOW_STDLIB = frozenset(("asyncio", "email", "urllib.request", "http", "unittest", "multiprocessing", "ssl", "sqlite3"))
 ORDER = (
-    ("errors", "text"),
+    ("errors", "text", "flags"),
     ("checkpoint", "place"),
     ("formats",),
     ("geometry",),
@@ -30,11 +30,11 @@ ORDER = (
     ("result", "claims"),
     ("lineage",),
     ("runtime",),
-    ("pipeline", "api", "baseline"),
+    ("options", "pipeline", "api", "baseline"),
     ("report",),
     ("repair", "export", "compare"),
     (
-        "cli", "cli_generate", "screen", "arguments", "flags", "settings", "__main__", "pytest_plugin", "plugin",
+        "cli", "cli_generate", "screen", "arguments", "settings", "__main__", "pytest_plugin", "plugin",
         "integrations", "demo", "testing",
     ),
 )  # fmt: skip

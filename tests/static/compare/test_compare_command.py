@@ -14,7 +14,8 @@ from saved_entries import beside, entry, reading, write
 from gqacheck.arguments import help_text, parse
 from gqacheck.cli import main
 from gqacheck.errors import UsageError
-from gqacheck.pipeline import Options, check_path
+from gqacheck.options import Options
+from gqacheck.pipeline import check_path
 from gqacheck.result import CheckpointReport
 from gqacheck.testing.sketch import sketch_llama
 

@@ -388,8 +388,9 @@ def packed(suffixes: dict[str, tuple[tuple[int, ...], str]], method: str) -> Any
                "bitsandbytes"),
         packed({".weight_packed": ((96, 12), "int32"), ".weight_scale": ((96, 1), "bfloat16"),
                 ".weight_shape": ((2,), "int64")}, "compressed-tensors"),
+        packed({".weight": ((4608, 1), "uint8")}, "unknown"),  # a live module keeps the rest outside its parameters
     ],
-    ids=["gptq", "nf4", "int8", "compressed"],
+    ids=["gptq", "nf4", "int8", "compressed", "bytes alone"],
 )  # fmt: skip
 def test_packed_weights_are_explained_and_have_no_shape(given: Any) -> None:
     geometry = measure(given)
