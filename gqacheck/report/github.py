@@ -6,6 +6,7 @@ end a command or begin one, neither ``::error::`` at the start of a line nor the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -24,6 +25,8 @@ MOST = 10
 """Annotations of one kind that GitHub shows for a step. Source: its documentation of usage limits of annotations."""
 LONGEST = 1500
 LONGEST_MESSAGE = 4000
+OLDER = "##["
+"""What begins a command of the older kind, anywhere in a line."""
 FIRST_LINE = "gqacheck annotations "
 """How a file begins, by which a later run knows that it may be replaced; in a log it is a line of text."""
 KINDS: dict[Severity, Kind] = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
@@ -39,7 +42,9 @@ class Annotation:
     file: str = ""
 
     def __str__(self) -> str:
-        message = "\n".join(printable(line, LONGEST) for line in self.lines)[:LONGEST_MESSAGE]
+        message = "\n".join(printable(line, LONGEST) for line in self.lines)
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[: LONGEST_MESSAGE - 1]}…"
         file = f"file={_property(self.file)}," if self.file else ""
         return f"::{self.kind} {file}title={_property(printable(self.title))}::{_data(message)}"
 
@@ -98,9 +103,15 @@ def _annotation(report: CheckpointReport, finding: Finding) -> Annotation:
 
 
 def _file(path: str) -> str:
-    """The path where GitHub can find it in the repository, "" otherwise."""
-    inside = not path.startswith(("/", "~", "\\")) and ":" not in path and ".." not in path.split("/")
-    return path if inside and path and printable(path) == path else ""
+    """The path from the repository's root (``GITHUB_WORKSPACE``, else here), "" for what lies outside of it."""
+    root = os.environ.get("GITHUB_WORKSPACE") or os.getcwd()
+    if not path or path.startswith(("~", "\\")) or ":" in path or printable(path) != path or OLDER in path:
+        return ""
+    for folder in (root, os.path.realpath(root)):
+        inside = os.path.relpath(path, folder).replace(os.sep, "/")
+        if inside.partition("/")[0] not in ("..", "."):
+            return inside
+    return ""
 
 
 def _log(report: Report) -> list[str]:
@@ -115,14 +126,14 @@ def _log(report: Report) -> list[str]:
 
 def _harmless(text: str) -> str:
     """A line of a log that is no command: neither ``::name::`` at its start nor ``##[name]`` anywhere."""
-    text = text.replace("##[", "##\\[")
+    text = text.replace(OLDER, "##\\[")
     start = text.lstrip()
     return f"{text[: len(text) - len(start)]}\\{start}" if start.startswith("::") else text
 
 
 def _data(text: str) -> str:
-    """The message of a command. Source: ``escapeData`` of GitHub's actions toolkit."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """The message of a command. Source: ``escapeData`` of GitHub's actions toolkit, which leaves ``##[`` as it is."""
+    return text.replace(OLDER, "##\\[").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

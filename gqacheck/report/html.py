@@ -10,7 +10,8 @@ from gqacheck.report.document import plain
 from gqacheck.report.findings import headline
 from gqacheck.report.html_elements import Element, Markup, Node, code, e, written
 from gqacheck.report.html_findings import claims, findings, skipped
-from gqacheck.report.html_measured import head_map, layers, measured, texts
+from gqacheck.report.html_layers import head_map, layers, misplaced
+from gqacheck.report.html_measured import measured, texts
 from gqacheck.report.html_style import STYLE
 from gqacheck.report.told import base_lines, identity_line, last_line, remarks_of
 from gqacheck.report.words import STATE_WORDS, VERDICT_WORDS, plural
@@ -77,12 +78,12 @@ def _overview(report: Report) -> Element:
 
 
 def _checkpoint(report: CheckpointReport, number: int, explained: set[str]) -> Element:
+    found, figure = findings(report, explained), head_map(report, number)
     return e(
         "article",
         _verdict(report),
         claims(report),
-        findings(report, explained),
-        head_map(report, number),
+        *((figure, found) if misplaced(report) else (found, figure)),
         measured(report),
         texts(report),
         layers(report),

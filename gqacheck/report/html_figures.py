@@ -85,13 +85,17 @@ def _in_words(made: Columns) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One perplexity: its name, the value with its standard error, and its text. kind is a class of the style sheet."""
+    """One perplexity: its name, the value with its standard error, and its text. kind is a class of the style sheet.
+
+    partial: of a part of the text only, and drawn hollow.
+    """
 
     name: str
     value: float
     text: str
     stderr: float | None = None
     kind: str = "now"
+    partial: bool = False
 
 
 def perplexities(rows: Sequence[Measured], guess: float | None, healthy: tuple[float, float] | None = None) -> Element:
@@ -128,7 +132,8 @@ def perplexities(rows: Sequence[Measured], guess: float | None, healthy: tuple[f
             drawn.append(e("line", class_=f"error {row.kind}", x1=x(inside[0]), x2=x(inside[-1]), y1=y, y2=y))
         if inside:
             title = e("title", f"{row.name}: {row.text}")
-            drawn.append(e("circle", title, class_=row.kind, cx=x(row.value), cy=y, r=5))
+            kind = f"{row.kind} hollow" if row.partial else row.kind
+            drawn.append(e("circle", title, class_=kind, cx=x(row.value), cy=y, r=5))
     told = f"perplexity: {'; '.join(f'{row.name} {row.text}' for row in rows)}"
     return e("svg", *drawn, class_="scale", width="100%", height=bottom + 20, role="img", aria_label=told)
 

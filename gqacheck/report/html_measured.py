@@ -1,146 +1,24 @@
-"""The HTML report's figures and what was measured: the head map, sizes per layer, perplexities, generated texts."""
+"""The HTML report on what was measured: perplexities, where they come from, generated texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from gqacheck.geometry.facts import Geometry, Layer
 from gqacheck.geometry.outcomes import Counterfactual, Generation, Perplexity, RuntimeFacts, Sample
-from gqacheck.report.document import cell_text
-from gqacheck.report.html_elements import Element, Markup, Node, e
-from gqacheck.report.html_figures import Columns, Measured, columns, perplexities
+from gqacheck.report.html_elements import Element, Node, e
+from gqacheck.report.html_figures import Measured, perplexities
 from gqacheck.report.runtime_words import about_sample, consistency_words, generation_words, perplexity_words
-from gqacheck.report.svg import head_map_svg
-from gqacheck.report.svg_rows import rows_of
-from gqacheck.report.table import head_dim_sources, layer_grid
-from gqacheck.report.told import kept_of
 from gqacheck.report.whence import whence
 from gqacheck.report.words import plural
 from gqacheck.result import CheckpointReport
 from gqacheck.rules.perplexity import band_of, perplexity_text, worse_than_guessing
-from gqacheck.rules.rule import Severity
 from gqacheck.text import printable
 
 SAMPLE = 1200
 """Characters of a generated text."""
 FAR = 5.0
 """Times the base's perplexity from which on a value is drawn as an error."""
-MLP_WIDTH = "MLP width"
-MLP_CODES = ("GQA206", "GQA3", "GQA404", "GQA604")
-"""Rules on the MLP; the layers that others name are marked where the heads are drawn."""
-
-
-def head_map(report: CheckpointReport, number: int) -> Node:
-    """Layers x heads; None where no weights were compared."""
-    if not any(row.drawn for row in rows_of(report.lineage)):
-        return None
-    figure = e("div", Markup(head_map_svg(report, f"gqm{number}")), class_="wide map", tabindex="0", role="region",
-               aria_label="head map: which KV head each query head reads")  # fmt: skip
-    kept = [e("p", words, class_="dim") for words in kept_of(report)]
-    return e("section", e("h3", "Which KV head each query head reads"), figure, *kept)
-
-
-def layers(report: CheckpointReport) -> Node:
-    """Heads, widths and parameters per layer beside the base's, and the table that they come from."""
-    geometry = report.geometry
-    if geometry is None or not geometry.layers:
-        return None
-    base = report.base.geometry if report.base else None
-    drawn = [columns(made, _wrong(report, made)) for made in _columns(report, geometry, base)]
-    legend: list[Node] = [e("span", "this checkpoint", class_="key now")]
-    if base is not None:
-        legend.append(e("span", "the base", class_="key before"))
-    if any(f.severity is Severity.ERROR and f.layers for f in report.findings):
-        legend.append(e("span", "has errors", class_="key wrong"))
-    return e(
-        "section",
-        e("h3", "Layers", e("span", plural(geometry.n_layers, "layer"), class_="dim")),
-        e("div", *drawn, class_="grid") if drawn else None,
-        e("p", *legend, class_="legend") if drawn else None,
-        _table(report, geometry, base),
-    )
-
-
-def _wrong(report: CheckpointReport, made: Columns) -> frozenset[int]:
-    """Layers with an error that is about what the figure shows: the heads or the MLP."""
-    if made.unit:
-        return frozenset()
-    errors = [f for f in report.findings if f.severity is Severity.ERROR]
-    about_mlp = made.title == MLP_WIDTH
-    return frozenset(
-        i for f in errors if f.code.startswith(MLP_CODES) == about_mlp for i in f.layers if i in made.values
-    )
-
-
-def _columns(report: CheckpointReport, geometry: Geometry, base: Geometry | None) -> Iterator[Columns]:
-    parents = _parents(report, geometry, base)
-    for title in ("query heads", "KV heads", MLP_WIDTH):
-        values = {layer.index: float(n) for layer in geometry.layers if (n := _size(layer, title)) is not None}
-        before = {index: float(n) for index, layer in parents.items() if (n := _size(layer, title)) is not None}
-        if values:
-            yield Columns(title, values, {i: before[i] for i in values if i in before} or None)
-    mine, theirs = _parameters(report), _parameters(report.base)
-    kept = {
-        layer.index: 100 * mine[layer.index] / theirs[parents[layer.index].index]
-        for layer in geometry.layers
-        if layer.index in mine and layer.index in parents and theirs.get(parents[layer.index].index)
-    }
-    if kept:
-        yield Columns("parameters kept", kept, dict.fromkeys(kept, 100.0), "%")
-
-
-def _size(layer: Layer, title: str) -> int | None:
-    if title == MLP_WIDTH:
-        return layer.mlp.intermediate_size
-    return layer.attention.n_q_heads if title == "query heads" else layer.attention.n_kv_heads
-
-
-def _parents(report: CheckpointReport, geometry: Geometry, base: Geometry | None) -> dict[int, Layer]:
-    """The base's layer behind each layer: as the weights say, else by number where both have equally many."""
-    if base is None:
-        return {}
-    by_index = {layer.index: layer for layer in base.layers}
-    if report.lineage is not None and report.lineage.compared:
-        told = {one.index: one.parent for one in report.lineage.layers if one.parent is not None}
-    else:
-        told = {layer.index: layer.index for layer in geometry.layers if geometry.n_layers == base.n_layers}
-    return {index: by_index[parent] for index, parent in told.items() if parent in by_index}
-
-
-def _parameters(report: CheckpointReport | None) -> dict[int, int]:
-    """Elements of all tensors of each layer, by its index."""
-    if report is None or report.checkpoint is None or report.geometry is None:
-        return {}
-    owners = {f"{layer.path}.": layer.index for layer in report.geometry.layers}
-    depth = {path.count(".") for path in owners}
-    counted: dict[int, int] = {}
-    for name, tensor in report.checkpoint.tensors.items():
-        parts = name.split(".")
-        for n in depth:
-            index = owners.get(".".join(parts[:n]) + ".")
-            if index is not None and tensor.kind != "buffer":
-                counted[index] = counted.get(index, 0) + tensor.numel
-    return counted
-
-
-def _table(report: CheckpointReport, geometry: Geometry, base: Geometry | None) -> Element:
-    grid = layer_grid(geometry, base, report.findings)
-    last = [*(["beside the base"] if base is not None else []), "errors"]
-    names = [name for name in grid.header if name]
-    names += last[: len(grid.header) - len(names)]
-    head = e("tr", *(e("th", name, scope="col") for name in names))
-    rows = [
-        e("tr", e("th", cell_text(row[0]), scope="row"), *(e("td", cell_text(cell)) for cell in row[1:]))
-        for row in grid.rows
-    ]
-    sources = head_dim_sources(geometry.layers)
-    return e(
-        "div",
-        e("table", e("thead", head), e("tbody", *rows), class_="numbers"),
-        e("p", f"head_dim from {', '.join(sources)}", class_="dim") if sources else None,
-        class_="wide",
-    )
 
 
 def measured(report: CheckpointReport) -> Node:
@@ -160,22 +38,53 @@ def measured(report: CheckpointReport) -> Node:
 
 
 def _perplexity(one: Perplexity, base: Perplexity | None) -> Element:
-    rows = [Measured("this checkpoint", one.value, _value(one), one.stderr, "bad" if _bad(one) else "now")]
-    if base is not None:
-        rows.insert(0, Measured("the base", base.value, _value(base), base.stderr, "before"))
+    rows, part = _beside(one, base)
     guess = float(one.vocab_size) if one.vocab_size > 1 else None
-    band = band_of(one)
+    band = None if part else band_of(one)
     legend = [e("span", f"guessing blindly: {guess:,.0f}", class_="key guess")] if guess else []
     if band is not None:
         legend.append(e("span", f"healthy 7B models: {band.healthy[0]:g} to {band.healthy[1]:g}", class_="key healthy"))
     return e(
         "figure",
         e("figcaption", e("b", f"perplexity on {printable(one.corpus)}"), e("span", "lower is better", class_="dim")),
+        e("p", part) if part else None,
         perplexities(rows, guess, band.healthy if band else None),
         e("p", *legend, class_="legend"),
         e("p", perplexity_words(one), class_="dim"),
         class_="ppl",
     )
+
+
+def _beside(one: Perplexity, base: Perplexity | None) -> tuple[list[Measured], str]:
+    """The perplexities that may stand on one axis, and in words of which part of the text they are, "" for all of it.
+
+    The value of a run that ended early, or of segments that the base does not read, never stands beside another's.
+    """
+    whole = one.complete and not one.stopped_early
+    kind = "bad" if _bad(one) else "now"
+    relative = one.relative
+    related = relative is not None and not relative.base_broken and math.isfinite(relative.ratio)
+    if relative is not None and related and (relative.left_out or not whole):
+        rows = [
+            Measured("the base", relative.base, perplexity_text(relative.base), kind="before", partial=not whole),
+            Measured("this checkpoint", relative.value, f"{perplexity_text(relative.value)} ({relative.ratio:.2f} x)",
+                     kind=kind, partial=not whole),
+        ]  # fmt: skip
+        return rows, _part(one, relative.windows, relative.left_out)
+    mine = Measured("this checkpoint", one.value, _value(one), one.stderr, kind, partial=not whole)
+    if not whole:
+        return [mine], _part(one, one.windows, ())
+    if base is None:
+        return [mine], ""
+    return [Measured("the base", base.value, _value(base), base.stderr, "before"), mine], ""
+
+
+def _part(one: Perplexity, windows: int, left_out: Sequence[str]) -> str:
+    """``on 2 of 86 windows, without chinese, which the base does not read: not comparable with …``."""
+    of_all = f" of {one.windows_in_all:,}" if one.windows_in_all > windows else ""
+    which = f"on {windows:,}{of_all} windows" if of_all or windows != 1 else "on 1 window"
+    without = f", without {printable(', '.join(left_out), 200)}, which the base does not read" if left_out else ""
+    return f"{which}{without}: not comparable with values of the whole text"
 
 
 def _bad(one: Perplexity) -> bool:

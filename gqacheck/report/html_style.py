@@ -96,7 +96,8 @@ summary > h3 { display: inline; margin-right: 10px; color: var(--ink); }
 .wide { overflow-x: auto; max-width: 100%; }
 .map svg { display: block; width: 100%; min-width: 760px; max-width: none; height: auto; }
 .map { border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
-.map + p { margin-top: 8px; }
+.told { margin-bottom: 12px; } .told p + p { margin-top: 4px; } .map + details { margin-top: 12px; }
+.map + details > .map { margin-top: 12px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 18px 26px; }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 10px; align-items: baseline; }
 .small { align-self: end; } .small figcaption { font-size: .9rem; margin-bottom: 6px; }
@@ -113,7 +114,8 @@ svg { display: block; overflow: visible; }
 .key.healthy::before { background: var(--good); height: 4px; vertical-align: 3px; }
 .ppl { margin-top: 18px; padding: 14px 16px;
   border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
-.ppl figcaption { margin-bottom: 10px; } .ppl p { margin-top: 8px; } .ppl p.dim { font-size: .86rem; }
+.ppl figcaption { margin-bottom: 10px; } .ppl p { margin-top: 8px; }
+.ppl p + svg { margin-top: 12px; } .ppl p.dim { font-size: .86rem; }
 .scale .grid { stroke: var(--line); stroke-width: 1; } .scale .track { stroke: var(--line); stroke-width: 1; }
 .scale text { font-size: .82rem; fill: var(--ink); stroke: var(--card); stroke-width: 4px; paint-order: stroke; }
 .scale .value { text-anchor: end; font-weight: 650; }
@@ -124,6 +126,7 @@ svg { display: block; overflow: visible; }
 .scale .error { stroke-width: 4; stroke-opacity: .45; stroke-linecap: butt; }
 .scale .now { fill: var(--now); stroke: var(--now); } .scale .bad { fill: var(--bad); stroke: var(--bad); }
 .scale .before { fill: var(--dim); stroke: var(--dim); } .scale .masked { fill: var(--masked); stroke: var(--masked); }
+.scale .hollow { fill: var(--card); stroke-width: 2.5; }
 .said { margin: 14px 0 0 20px; } section > p.dim { font-size: .88rem; margin-top: 8px; }
 
 .sample { margin-top: 14px; } .sample > p { font-size: .92rem; }

@@ -71,10 +71,15 @@ def _whole_case(report: CheckpointReport) -> Iterator[Element]:
 
 
 def _case(report: CheckpointReport, name: str, tag: str = "", kind: str = "", message: str = "") -> Element:
-    case = Element("testcase", classname=_text(report.path), name=_text(name, 200), time="0")
+    case = Element("testcase", classname=_classname(report.path), name=_text(name, 200), time="0")
     if tag:
         SubElement(case, tag, type=_text(kind, 200), message=_text(message)).text = _text(message)
     return case
+
+
+def _classname(path: str) -> str:
+    """``gqacheck.<path>`` with no other dot: servers take what stands before the last one for a package."""
+    return f"gqacheck.{_text(path).replace('.', '_')}"
 
 
 def _rule_cases(report: CheckpointReport) -> Iterator[Element]:

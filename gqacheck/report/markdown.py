@@ -6,7 +6,7 @@ rule, then whole checkpoints, those that passed first; every place says how much
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from gqacheck.geometry.outcomes import Sample
@@ -144,9 +144,12 @@ def _findings(report: CheckpointReport, depth: _Depth) -> Iterator[str]:
         title = f"{_SEVERITY_ICONS[severity]} {severity.value} <b>{prose(name)}</b> {prose(group[0].slug)}"
         known = all(is_known(report, finding) for finding in group)
         title = f"{title}{', known' if known else ''}"
-        lines = [line for finding in group[: depth.messages] for line in _finding(report, finding, depth)]
+        alike = {told for told in _advice(group[0]) if all(told in _advice(finding) for finding in group[1:])}
+        alike = alike if len(group) > 1 and depth.messages else set()
+        lines = [line for finding in group[: depth.messages] for line in _finding(report, finding, depth, alike)]
         if len(group) > depth.messages:
             lines.append(f"- and {len(group) - depth.messages:,} more")
+        lines += [f"- {name}: {prose(text, depth.text)}" for name, text in _advice(group[0]) if (name, text) in alike]
         if name == mapped and report.lineage is not None and depth.rows:
             lines += ["", *as_typed(plain(head_map_blocks(report.lineage, every_layer(group))).splitlines())]
         yield from folded(
@@ -154,13 +157,21 @@ def _findings(report: CheckpointReport, depth: _Depth) -> Iterator[str]:
         )
 
 
-def _finding(report: CheckpointReport, finding: Finding, depth: _Depth) -> Iterator[str]:
+def _advice(finding: Finding) -> list[tuple[str, str]]:
+    """Cause, effect and fix, as far as there are any."""
+    named = (("cause", finding.cause), ("effect", finding.consequence), ("fix", finding.fix))
+    return [(name, text) for name, text in named if text]
+
+
+def _finding(
+    report: CheckpointReport, finding: Finding, depth: _Depth, alike: Collection[tuple[str, str]]
+) -> Iterator[str]:
+    """One finding, without the advice that is ``alike`` for all of its rule, which stands under them."""
     where = f"{layers_words(finding.layers)}: " if finding.layers else ""
     known = " (known: in the baseline)" if is_known(report, finding) else ""
     yield f"- {prose(where + finding.message, depth.text)}{known}"
-    for name, text in (("cause", finding.cause), ("effect", finding.consequence), ("fix", finding.fix)):
-        if text:
-            yield f"  - {name}: {prose(text, depth.text)}"
+    own = [told for told in _advice(finding) if told not in alike]
+    yield from (f"  - {name}: {prose(text, depth.text)}" for name, text in own)
     for name, quantity in (("expected", finding.expected), ("actual", finding.actual)):
         if quantity is not None:
             yield f"  - {name}: {prose(quantity_words(quantity))}"

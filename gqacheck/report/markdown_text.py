@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from gqacheck.text import printable
 
 BREAK = "\u200b"
-"""Zero-width space: GitHub looks for mentions, issue numbers and emoji in the finished text, where no escape helps."""
+"""Zero-width space: GitHub looks for mentions, issue numbers and emoji in the finished text, where no escape helps.
+It leaves those in code alone, and so do we: what stands there is copied."""
 _MARKUP = re.compile(r"[\\`*_~|<>&\[\](){}!$^\"']")
 _LINKS = re.compile(r"(?<=[@#])(?=[\w-])|(?i:(?<=\bGH)(?=-\d))|(?<=:)(?=[\w+-]+:)|(?<=:)(?=//)|(?i:(?<=\bwww)(?=\.))")
+_IN_CODE = re.compile(rf"{_MARKUP.pattern}|:(?=//)|(?i:w(?=ww\.))")
+"""Markup, and what makes the parser itself see a link, in code too: a character reference is enough against both."""
 _LIST_OR_HEADING = re.compile(r"[-+=#: ]|\d(?=\d*[.)])")
 
 
@@ -31,7 +34,12 @@ def _reference(match: re.Match[str]) -> str:
 
 def code(text: object, limit: int = 200) -> str:
     """``text`` in the typeface of code. HTML, so that no number of backticks in it ends it."""
-    return f"<code>{prose(text, limit)}</code>"
+    return f"<code>{_literal(text, limit)}</code>"
+
+
+def _literal(text: object, limit: int = 1000) -> str:
+    """``text`` inside an element for code: no markup, no address, and nothing added to it."""
+    return _IN_CODE.sub(_reference, printable(text, limit))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> list[str]:
@@ -47,7 +55,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def as_typed(lines: Iterable[str]) -> list[str]:
     """``lines`` in columns as they are, in the typeface of code."""
-    return ["<pre>", *(prose(text) for text in lines), "</pre>"]
+    return ["<pre>", *(_literal(text) for text in lines), "</pre>"]
 
 
 def folded(summary: str, lines: Iterable[str], *, open_: bool = False) -> list[str]:

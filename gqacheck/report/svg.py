@@ -112,7 +112,7 @@ def _sentences(report: CheckpointReport, rows: Sequence[Row]) -> list[tuple[str,
         return [(report.error or "no base was given (--base), so there is nothing to compare with", "b"), *names]
     if not rows:
         return [(f"not compared: {lineage.reason or 'no layer has a counterpart in the base'}", "b"), *names]
-    lines = _verdict(rows)
+    lines = verdict_lines(rows)
     causes: dict[str, list[int]] = {}
     for row in rows:
         if row.layer.cause:
@@ -124,7 +124,7 @@ def _sentences(report: CheckpointReport, rows: Sequence[Row]) -> list[tuple[str,
     return [*lines, *names]
 
 
-def _verdict(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def verdict_lines(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """What is misplaced and where; that nothing is only when every head was told."""
     lines = []
     for counts, text in (

@@ -111,7 +111,7 @@ def frame_for(rows: Sequence[Row], margin: float, narrowest: float) -> Frame:
     moved = any(row.layer.parent not in (None, row.layer.index) for row in rows)
     right = left + max(mine * unit, LEAST_PANEL) + (74 if moved else 56)
     remarks = right + max(theirs * unit, LEAST_PANEL) + 14
-    room = 6.1 * max(min(len(_remark(row)[0]), LONGEST_REMARK) for row in rows)
+    room = 6.1 * max(min(len(remark_of(row)[0]), LONGEST_REMARK) for row in rows)
     width = max(narrowest, remarks + room + margin)
     return Frame(unit, cell, bar, cell + bar + (3 if many else 6), left, right, remarks, width, labels, n_groups)
 
@@ -124,7 +124,7 @@ def row_parts(p: str, row: Row, at: Frame, y: float) -> list[str]:
     """The elements of one layer, whose upper edge is ``y``."""
     layer = row.layer
     base = y + at.cell - (0 if at.cell < 10 else 2)
-    text, kind = _remark(row)
+    text, kind = remark_of(row)
     parts = [f"<g><title>{escaped(_spoken(row), 400)}</title>"]
     parts.append(words(p, at.left - 8, base, f"layer {layer.index}", "m end"))
     parts += _mine(p, row, at, y)
@@ -198,7 +198,7 @@ def _ruled(p: str, name: str, at: Frame, y: float, n: int) -> str:
     return shape(p, name, box(at.left if name == "left" else at.right, y, at.unit * n, at.cell))
 
 
-def _remark(row: Row) -> tuple[str, str]:
+def remark_of(row: Row) -> tuple[str, str]:
     """What is wrong in this layer, or why it was not told, with its class."""
     counts = row.tally
     if not row.seats:
@@ -232,7 +232,7 @@ def _untold(layer: LayerOrigin) -> str:
 
 def _spoken(row: Row) -> str:
     """The row in words, for a pointer that rests on it and for screen readers."""
-    text, _ = _remark(row)
+    text, _ = remark_of(row)
     if not row.seats:
         return f"layer {row.layer.index}: {text}"
     each = "; ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from gqacheck.report.document import Block, Line, Span, line
@@ -13,6 +14,8 @@ from gqacheck.result import CheckpointReport, ClaimResult, ClaimState
 from gqacheck.rules.rule import Finding, Quantity, Severity, Skipped
 from gqacheck.rules.run import NEEDS_SELECTION
 
+_SEVERAL = re.compile(r"(?<![\w_-])((?!bias|out_|in_)[a-zA-Z-]+?)s(?![\w_])")
+"""The first plural of a unit; names of attributes (out_features) are none."""
 ABSENT_PARTS = frozenset(("pickle", "shards", "file", "module", "torch-file", "biases"))
 """Needs that this file does not meet and does not have to: the rule is about a part that it does not have."""
 
@@ -165,10 +168,15 @@ def every_layer(findings: Iterable[Finding]) -> list[int]:
 
 
 def quantity_words(quantity: Quantity) -> str:
-    """``28 query heads``, ``96,188 perplexity``."""
+    """``28 query heads``, ``1 query head``, ``96,188 perplexity``."""
     value = quantity.value
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else value
-    return f"{shown} {quantity.unit}"
+    unit = _SEVERAL.sub(_one, quantity.unit, count=1) if value in (1, "1") else quantity.unit
+    return f"{shown} {unit}"
+
+
+def _one(match: re.Match[str]) -> str:
+    return f"{match[1][:-2]}y" if match[1].endswith("ie") else match[1]
 
 
 def is_known(report: CheckpointReport, finding: Finding) -> bool:

@@ -180,6 +180,18 @@ def test_page_is_printed(browser: Browser, tmp_path: Path) -> None:
     assert paper.read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.parametrize("width", [320, 1400])
+def test_what_the_head_map_says_is_read_without_scrolling_sideways(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    browser.open(write(tmp_path, whole_report(misaligned())), width=width)
+    told = "document.querySelector('.told')"
+    assert browser.run(f"return {told}.getBoundingClientRect().right") <= width
+    shown = browser.run(f"return {told}.innerText")
+    assert "500 of the 600 query heads in layers 4-28 read a KV head that they were not trained with" in shown
+    assert "layers 4-28: 20 of 24 misread" in shown
+
+
 def test_verdict_is_seen_without_scrolling_on_a_telephone(browser: Browser, tmp_path: Path) -> None:
     verdicts: tuple[tuple[CheckpointReport, str], ...] = ((misaligned(), "FAIL"), (unreadable(), "COULD NOT CHECK"))
     for report, word in verdicts:

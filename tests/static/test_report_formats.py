@@ -13,6 +13,8 @@ from gqacheck.cli import main
 from gqacheck.errors import UsageError
 from gqacheck.flags import FORMATS, OUTPUT_FORMATS
 from gqacheck.report.output import Output, prepare, render, write_report
+from gqacheck.report.told import quantity_words
+from gqacheck.rules.rule import Quantity
 from gqacheck.testing.sketch import sketch_llama
 
 OPENINGS = {
@@ -38,6 +40,22 @@ def broken_file(tmp_path: Path) -> Path:
     sketch = sketch_llama(n_layers=2)
     sketch.resize("model.layers.1.mlp.gate_proj", rows=96)
     return sketch.write_module(tmp_path / "m.bin")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (1, "shapes", "1 shape"),
+        (1, "query heads per KV head", "1 query head per KV head"),
+        (1, "bias entries", "1 bias entry"),
+        (1, "out_features", "1 out_features"),
+        (0, "query heads", "0 query heads"),
+        (2, "shapes", "2 shapes"),
+        (1, "perplexity at most", "1 perplexity at most"),
+    ],
+)
+def test_quantity_of_one_is_not_several(value: int, unit: str, shown: str) -> None:
+    assert quantity_words(Quantity(value, unit)) == shown
 
 
 def test_every_format_that_is_offered_is_written() -> None:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_everything import EVIL, everything, hostile, missing_facts, required, states, whole_report
 from report_samples import broken, finding, healthy, unreadable
 
-from gqacheck.report.github import render_github
+from gqacheck.report.github import LONGEST_MESSAGE, render_github
 from gqacheck.result import CheckpointReport, Verdict
 from gqacheck.rules.rule import Severity
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_workspace() -> Iterator[None]:
+    """The repository's root is the folder that the tests run in, also on GitHub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GITHUB_WORKSPACE", raising=False)
+        yield
 
 
 def commands(text: str) -> list[tuple[str, dict[str, str], str]]:
     """What GitHub's runner reads in a log: the commands of its two syntaxes, with properties and data unescaped."""
     found = []
     for line in re.split(r"\r\n|\r|\n", text):
+        assert "##[" not in line
         bare = line.lstrip()
         if bare.startswith("::"):
             match = re.fullmatch(r"::([\w-]+)(?: ([^:]*))?::(.*)", bare)
             assert match, line
             given_ = dict(part.split("=", 1) for part in (match[2] or "").split(",") if part)
             found.append((match[1], {key: unescaped(value) for key, value in given_.items()}, unescaped(match[3])))
-        else:
-            assert "##[" not in line
     return found
 
 
@@ -94,8 +104,31 @@ def test_github_names_a_file_only_inside_the_repository() -> None:
         ("a\nb.bin", None),
         ("C:\\a.bin", None),
         ("a,b%.bin", "a,b%.bin"),
+        ("a##[b.bin", None),
+        ("..a.bin", "..a.bin"),
+        ("models/../a.bin", "a.bin"),
     ):
         assert made(broken(path=path))[0][1].get("file") == shown, path
+
+
+def test_github_names_a_file_from_the_repository_and_not_from_the_folder_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repo" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "repo")
+    monkeypatch.chdir(tmp_path / "repo" / "sub")
+    for root in ("repo", "link"):
+        monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path / root))
+        for path, shown in (
+            ("a.bin", "sub/a.bin"),
+            ("../a.bin", "a.bin"),
+            ("../../a.bin", None),
+            (str(tmp_path / root / "a.bin"), "a.bin"),
+            ("/elsewhere/a.bin", None),
+        ):
+            assert made(broken(path=path))[0][1].get("file") == shown, path
+    monkeypatch.setenv("GITHUB_WORKSPACE", "")
+    assert made(broken(path="a.bin"))[0][1].get("file") == "a.bin"
 
 
 def test_github_tells_every_fact() -> None:
@@ -128,4 +161,8 @@ def test_github_of_any_name_keeps_its_commands(parts: list[str]) -> None:
 
 
 def test_github_is_bounded() -> None:
+    found = made(broken(findings=(finding(message="m" * 5000, cause="c" * 5000, fix="f" * 5000),)))
+    lengths = [len(message) for *_, message in found]
+    assert max(lengths) == LONGEST_MESSAGE == 4000
+    assert found[1][2].endswith("…")
     assert len(render_github(whole_report(hostile(EVIL * 50_000)))) < 200_000

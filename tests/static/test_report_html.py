@@ -12,10 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_everything import EVIL, everything, hostile, missing_facts, ran, states, whole_report
-from report_samples import broken, checkpoint, finding, healthy, misaligned, perplexity, sound_child, unreadable
+from report_samples import (
+    broken,
+    checkpoint,
+    finding,
+    geometry,
+    healthy,
+    layer,
+    lineage,
+    misaligned,
+    perplexity,
+    regrouped,
+    sound_child,
+    truncated,
+    unreadable,
+    whole,
+)
 
 from gqacheck.checkpoint import TensorInfo
-from gqacheck.geometry.outcomes import Perplexity
+from gqacheck.geometry.outcomes import BaseRelative, Perplexity
 from gqacheck.report.html import POLICY, render_html
 from gqacheck.report.html_elements import e, written
 from gqacheck.report.html_figures import Columns, Measured, columns, perplexities
@@ -154,6 +169,89 @@ def test_html_draws_what_was_kept_of_each_layer() -> None:
     labels = page(report).values("aria-label")
     assert "parameters kept per layer: 75.0 % in layers 0-31" in labels
     assert not any("parameters kept" in label for label in page(sound_child()).values("aria-label"))
+
+
+class Figure(Page):
+    """The first perplexity of a page: its points by name, each with its class, and the text of the figure."""
+
+    def __init__(self, one: Perplexity, base: Perplexity | None) -> None:
+        bases = (base,) if base is not None else ()
+        report = everything(runtime=ran(perplexities=(one,), bases=bases, counterfactuals=()))
+        figure = render_html(whole_report(report)).partition('<figure class="ppl">')[2].partition("</figure>")[0]
+        super().__init__(f"<figure>{figure}</figure>")
+        label = next(value for value in self.values("aria-label") if value.startswith("perplexity: "))
+        self.rows = dict(zip(label.removeprefix("perplexity: ").split("; "), self.classes("circle"), strict=True))
+
+
+def beside(**changes: object) -> BaseRelative:
+    """5,368 beside the base's 298, on two windows."""
+    return replace(BaseRelative(298.1, 5368.0, 18.0, 2.89, 0.06, 510, 2), **changes)  # type: ignore[arg-type]
+
+
+EARLY: dict[str, object] = {"complete": False, "stopped_early": True, "windows": 4, "windows_in_all": 86}
+BASE = perplexity(5377.0)
+
+
+def test_html_draws_a_run_that_stopped_early_hollow_and_beside_the_base_on_the_same_windows_alone() -> None:
+    made = Figure(perplexity(28_235.0, relative=beside(left_out=("chinese",)), **EARLY), BASE)
+    assert made.rows == {"the base 298.1": "before hollow", "this checkpoint 5,368 (18.00 x)": "bad hollow"}
+    assert "on 2 of 86 windows, without chinese, which the base does not read: not comparable" in made.text
+    assert "5,377" not in made.text
+    assert not any(name == "line" and a["class"].startswith("error") for name, a in made.tags)
+
+
+def test_html_draws_no_base_beside_what_is_not_related_to_it() -> None:
+    broken_base = beside(base_broken=True, ratio=math.nan)
+    for relative, base in ((None, None), (None, BASE), (broken_base, BASE)):
+        made = Figure(perplexity(28_235.0, relative=relative, **EARLY), base)
+        assert made.rows == {"this checkpoint 28,235 ± 0.41": "now hollow"}
+        assert "on 4 of 86 windows: not comparable" in made.text
+
+
+def test_html_draws_segments_that_the_base_reads_where_it_does_not_read_all() -> None:
+    made = Figure(perplexity(28_235.0, relative=beside(left_out=("chinese",), windows=70), windows_in_all=86), BASE)
+    assert made.rows == {"the base 298.1": "before", "this checkpoint 5,368 (18.00 x)": "bad"}
+    assert "on 70 of 86 windows, without chinese" in made.text
+
+
+def test_html_draws_a_whole_text_beside_the_base_with_their_errors() -> None:
+    wikitext = {"corpus": "wikitext2", "known_corpus": "wikitext2", "protocol_name": "llm-pruner-128"}
+    made = Figure(perplexity(6.0, relative=beside(ratio=1.1), **wikitext), perplexity(5.5, **wikitext))
+    assert made.rows == {"the base 5.50 ± 0.41": "before", "this checkpoint 6.00 ± 0.41": "now"}
+    assert "not comparable" not in made.text
+    assert "healthy 7B models" in made.text
+    cut = Figure(perplexity(6.0, complete=False, windows_in_all=86, **wikitext), None)
+    assert cut.rows == {"this checkpoint 6.00 ± 0.41": "now hollow"}
+    assert "key healthy" in made.classes("span")
+    for part in (cut, Figure(perplexity(6.0, relative=beside(left_out=("chinese",)), **wikitext), None)):
+        assert "key healthy" not in part.classes("span")
+
+
+def eighty() -> CheckpointReport:
+    """80 layers of which three are misread."""
+    bad = (10, 11, 70)
+    layers = [layer(i, 24, 6, 10752) if i in bad else layer(i) for i in range(80)]
+    origins = lineage(truncated(i) if i in bad else whole(i) for i in range(80))
+    return misaligned(lineage=origins, geometry=geometry(layers), findings=tuple(regrouped((i,)) for i in bad))
+
+
+def test_html_shows_the_broken_layers_first_and_says_so_as_text() -> None:
+    text = render_html(whole_report(eighty()))
+    assert text.index("Which KV head each query head reads") < text.index('class="findings"')
+    told = text.partition('<div class="told">')[2].partition("</div>")[0]
+    assert "60 of the 72 query heads in layers 10-11, 70 read a KV head that they were not trained with" in told
+    assert "layers 10-11, 70: 20 of 24 misread" in told
+    broken_ones, _, all_of_them = text.partition("<summary>all 80 layers</summary>")
+    assert [broken_ones.count(f">layer {i}</text>") for i in (9, 10, 11, 70)] == [0, 1, 1, 1]
+    assert [all_of_them.count(f">layer {i}</text>") for i in (0, 9, 10, 70, 79)] == [1] * 5
+    page(eighty(), eighty())
+
+
+def test_html_shows_one_map_where_most_layers_are_broken_and_after_the_findings_where_none_is() -> None:
+    assert "layers</summary>" not in render_html(whole_report(misaligned()))
+    text = render_html(whole_report(sound_child()))
+    assert text.index('class="findings"') < text.index("Which KV head each query head reads")
+    assert "layers</summary>" not in text
 
 
 def test_html_marks_the_layers_with_errors_where_the_heads_are() -> None:

@@ -117,6 +117,31 @@ def test_junit_of_what_could_not_be_checked_is_an_error_with_its_reason() -> Non
     assert [node.attrib["name"] for node in parsed(unreadable()).iter("testcase")] == ["checkpoint"]
 
 
+def test_junit_of_what_failed_and_was_not_checked_as_required_is_both() -> None:
+    note = "--require pairing: not checked: no base was given"
+    root = parsed(broken(exit_code=3, notes=(note,)))
+    assert (root.attrib["failures"], root.attrib["errors"]) == ("1", "1")
+    whole = next(root.iter("testcase"))
+    assert whole.attrib["name"] == "checkpoint"
+    assert note in next(whole.iter("error")).attrib["message"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_junit_of_a_rule_that_warned_and_failed_is_a_failure_that_tells_the_error(turned: bool) -> None:
+    findings = (finding(severity=Severity.WARNING, message="a warning"), finding(message="an error"))
+    failure = case(parsed(broken(findings=findings[::-1] if turned else findings)), "GQA104").find("failure")
+    assert failure is not None
+    assert failure.attrib["type"] == "error"
+    assert failure.attrib["message"] == "layer 4: an error (and 1 more)"
+
+
+def test_junit_shows_every_checkpoint_under_a_class_of_its_own() -> None:
+    root = parsed(broken(path="out/v1.2/a.bin"), broken(path="out/v1.2/b.bin"))
+    assert [suite.attrib["name"] for suite in root] == ["out/v1.2/a.bin", "out/v1.2/b.bin"]
+    classes = [{node.attrib["classname"] for node in suite.iter("testcase")} for suite in root]
+    assert classes == [{"gqacheck.out/v1_2/a_bin"}, {"gqacheck.out/v1_2/b_bin"}]
+
+
 def test_junit_of_what_could_not_be_read_keeps_the_notes() -> None:
     assert "settings were read from x.toml" in everything_in(parsed(unreadable(notes=("a note",))))
     assert "a note" in everything_in(parsed(unreadable(notes=("a note",))))

@@ -14,7 +14,7 @@ from report_everything import EVIL, everything, hostile, missing_facts, required
 from report_samples import broken, finding, healthy, layer_origin, lineage, misaligned, unreadable
 
 from gqacheck.report.markdown import LIMIT, MARK, render_markdown
-from gqacheck.report.markdown_text import BREAK, code, prose
+from gqacheck.report.markdown_text import BREAK, as_typed, code, prose
 from gqacheck.result import CheckpointReport, Verdict
 
 TAGS = frozenset(
@@ -139,6 +139,28 @@ def test_markdown_breaks_whatever_github_would_link() -> None:
         assert BREAK in made, text
         assert Shown(made).text.strip() == f"x {text} y"
     assert BREAK not in prose("model.layers.0: 31 query heads (q_proj) do not divide")
+
+
+def test_markdown_code_is_copied_as_it_is() -> None:
+    for path in ("org/model@main#2.bin", "a::b/GH-12/:smile:.bin", "https://x/www.y.bin", "layers.0.*.q_proj"):
+        made = code(path)
+        assert BREAK not in made
+        assert "://" not in made
+        assert "www." not in made
+        assert "".join(Shown(f"x {made} y").parts).strip() == f"x {path} y"
+        assert "".join(Shown("\n".join(as_typed([path]))).parts).strip() == path
+    assert code("a_b.c") == "<code>a&#95;b.c</code>"
+
+
+def test_markdown_tells_what_several_findings_have_in_common_once() -> None:
+    alike = {"cause": "one cut", "consequence": "noise"}
+    findings = [finding(message=f"message {n}", layers=(n,), fix=f"fix {n // 7}", **alike) for n in range(8)]
+    lines = shown(broken(findings=tuple(findings))).text.splitlines()
+    assert [line for line in lines if "one cut" in line or "noise" in line] == ["cause: one cut", "effect: noise"]
+    assert sum("fix: fix" in line for line in lines) == 8
+    assert lines.index("cause: one cut") > max(n for n, line in enumerate(lines) if "message" in line)
+    same = tuple(finding(message=f"message {n}") for n in range(8))
+    assert shown(broken(findings=same)).text.count("fix: ") == 1
 
 
 @settings(max_examples=150, deadline=None)
