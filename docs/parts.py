@@ -59,8 +59,8 @@ def plugin_options() -> str:
 
     rows = []
     for name, settings in _OPTIONS:
-        value = f" {settings['metavar']}" if "metavar" in settings else ""
-        value = f"[={value.strip()}]" if settings.get("nargs") == "?" else value
+        value = f"={settings['metavar']}" if "metavar" in settings else ""
+        value = f"[{value}]" if settings.get("nargs") == "?" else value
         rows.append(f"| `{name}{value}` | {cell(settings['help'])} |")
     return "\n".join(["| option | what it does |", "|---|---|", *rows]) + "\n"
 

@@ -6,6 +6,8 @@ The static check imports neither torch nor numpy, reads the headers only and exe
     >>> report = gqacheck.check("pytorch_model.bin")
     >>> [finding.code for finding in report.findings]
     ['GQA104', 'GQA201']
+
+(PYTEST_DONT_REWRITE: nothing here asserts, and a program that runs pytest gets no warning for having imported it.)
 """
 
 from __future__ import annotations

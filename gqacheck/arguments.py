@@ -15,6 +15,8 @@ CHECKPOINT_SUFFIXES = (
     ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".pkl", ".pickle", ".onnx", ".h5", ".npz", ".tar", ".zip",
     ".index.json",
 )  # fmt: skip
+_TEXT_SUFFIXES = (".txt", ".text", ".md", ".raw")
+_CHECKPOINT_BEGINS = (b"PK\x03\x04", b"GGUF", b"\x89HDF", b"\x93NUMPY", b"version https://git-lfs")
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("CKPT [CKPT ...] [options]", "check files or folders (the word `check` may be left out)"),
     "repair": (
@@ -207,13 +209,24 @@ def _is_text_file(path: str) -> bool:
         return False
     if head.startswith((b"PAR1", b"\x1f\x8b")) and path.lower().endswith((".parquet", ".gz")):
         return True
-    if b"\0" in head or head.startswith(b"version https://git-lfs") or _is_report(path, head):
+    if _begins_as_checkpoint(head) or _is_report(path, head):
+        return False
+    if path.lower().endswith(_TEXT_SUFFIXES):
+        return True  # in whichever encoding: what is no UTF-8 is refused by its own sentence
+    if b"\0" in head:
         return False
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
         return len(head) == 4096 and error.start > 4092  # cut inside its last character
     return True
+
+
+def _begins_as_checkpoint(head: bytes) -> bool:
+    """Whether ``head`` is how torch, pickle, safetensors, GGUF, HDF5, NumPy or Git LFS begin a file."""
+    is_pickle = head[:1] == b"\x80" and head[1:2] <= b"\x05"  # no text of UTF-8 or Latin-1 begins so
+    is_safetensors = head[8:9] == b"{" and head[5:8] == b"\0\0\0"  # the header's length, below a terabyte
+    return is_pickle or is_safetensors or head.startswith(_CHECKPOINT_BEGINS)
 
 
 def _is_report(path: str, head: bytes) -> bool:

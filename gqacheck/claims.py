@@ -19,6 +19,7 @@ REQUIRABLE = ("shapes", "pairing", "runtime", "ppl", "generation", "consistency"
 """What ``--require`` may insist on: the claims, and parts of the last: what was really measured, sampled, compared."""
 NO_PROOF = frozenset(("GQA504",))
 """Pairing rules that can cast doubt and never settle anything."""
+GUESSED = "head_dim was guessed, so heads may have been told apart wrongly: give --head-dim N or --config FILE"
 
 
 def shapes_claim(
@@ -177,20 +178,28 @@ def _pairing_doubt(
         extent = f"{len(layers) - len(doubts)} of {_layers(len(layers))} compared"
         return f"{extent}: layer {index}: {why}{_numpy_hint(subject, why)}"
     if any(is_guess(attention.head_dim) for _, attention in full_layers(subject)):
-        return "head_dim was guessed, so heads may have been told apart wrongly: give --head-dim N or --config FILE"
-    return _doubt_elsewhere(subject)
+        return GUESSED
+    return next((f"layer {index}: {why}" for index, why in _mlps_elsewhere(subject).items() if why), "")
 
 
-def _doubt_elsewhere(subject: Subject) -> str:
-    """Why the MLPs of layers without softmax attention (linear, dropped) could not all be judged, "" when they were."""
+def undecided_layers(subject: Subject) -> dict[int, str]:
+    """Layers whose weights could not all be told from the parent's, each with the reason."""
+    found = _compared_layers(subject)
+    for layer, attention in full_layers(subject):
+        if is_guess(attention.head_dim) and not found[layer.index]:
+            found[layer.index] = GUESSED
+    found |= _mlps_elsewhere(subject)
+    return {index: found[index] for index in sorted(found) if found[index]}
+
+
+def _mlps_elsewhere(subject: Subject) -> dict[int, str]:
+    """Layers without softmax attention (linear, dropped) -> why their MLP could not be judged, "" when it was."""
     known = {layer.index: layer for layer in subject.lineage.layers} if subject.lineage is not None else {}
-    for layer in subject.geometry.layers:
-        origin = known.get(layer.index)
-        if layer.attention.kind != "full" and origin is not None:
-            why = undecided_mlp(origin) or _mlp_left(layer, origin)
-            if why:
-                return f"layer {layer.index}: {why}"
-    return ""
+    return {
+        layer.index: undecided_mlp(known[layer.index]) or _mlp_left(layer, known[layer.index])
+        for layer in subject.geometry.layers
+        if layer.attention.kind != "full" and layer.index in known
+    }
 
 
 def _numpy_hint(subject: Subject, why: str) -> str:
@@ -247,7 +256,7 @@ def runtime_claim(
     """Passes only when the model ran and a perplexity was measured; ``problem`` says why it did not run."""
     broken = [f for f in findings if f.severity is Severity.ERROR]
     if broken:
-        return ClaimResult("runtime", ClaimState.FAIL, _errors(broken), n_rules)
+        return ClaimResult("runtime", ClaimState.FAIL, "; ".join(filter(None, (_errors(broken), problem))), n_rules)
     if not asked:
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, "not asked for (--ppl runs the model)")
     if problem:
@@ -255,6 +264,10 @@ def runtime_claim(
     if facts is None or not n_rules:
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, "no runtime rule judged what it did")
     wanted = facts.asked or frozenset(("ppl",))
+    ptb = [f for f in findings if f.code in ("GQA703", "GQA704")]
+    if ptb and facts.perplexities and all(perplexity.is_ptb for perplexity in facts.perplexities):
+        reason = f"{_codes(ptb)} on PTB, which alone proves nothing: measure wikitext2 or a text of your own, too"
+        return ClaimResult("runtime", ClaimState.NOT_CHECKED, reason, n_rules)
     missing = [name for name in PARTS if name in wanted and not measured(facts, name)]
     if missing:
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, f"not measured: {', '.join(missing)}", n_rules)
@@ -268,11 +281,12 @@ PARTS = {"ppl": "perplexity", "generation": "generation", "consistency": "consis
 
 
 def measured(facts: RuntimeFacts | None, name: str) -> bool:
-    """Whether a part of a run was really done; of consistency, that something was compared."""
+    """Whether a part of a run was really done: of perplexity, beside the base that was given; of consistency, that
+    something was compared."""
     if facts is None:
         return False
     if name == "ppl":
-        return bool(facts.perplexities)
+        return bool(facts.perplexities) and not facts.base_problem
     if name == "generation":
         return facts.generation is not None
     return facts.consistency is not None and any(not one.skipped for one in facts.consistency.comparisons)

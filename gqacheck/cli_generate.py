@@ -37,6 +37,7 @@ def run(path: str, prompt: str, options: Mapping[str, Any], screen: Screen) -> i
         MissingTokenizer: the checkpoint has no tokenizer that can be used, and none was named.
         CannotRun: the model cannot be rebuilt, or its forward pass fails.
     """
+    _refuse_bytes(prompt)
     sampling = _sampling(options)
     loading = {k: options[k] for k in ("device", "dtype", "tokenizer", "config", "family", "head_dim") if k in options}
     model, tokenizer = _load(path, loading, screen)
@@ -59,10 +60,11 @@ def run(path: str, prompt: str, options: Mapping[str, Any], screen: Screen) -> i
                 wrote = True
     except OSError:  # nobody reads on
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if wrote:
             screen.write("\n")
-        if isinstance(error, GqacheckError | MemoryError):
+            screen.flush()
+        if isinstance(error, GqacheckError | MemoryError | KeyboardInterrupt):
             raise
         if type(error).__name__ == "OutOfMemoryError":
             raise CannotRun("not enough memory on the device: try --dtype bfloat16 or --device cpu") from error
@@ -72,6 +74,14 @@ def run(path: str, prompt: str, options: Mapping[str, Any], screen: Screen) -> i
     screen.flush()
     screen.remark(_ENDINGS[ending].format(sampling["max_new_tokens"]))
     return 0
+
+
+def _refuse_bytes(prompt: str) -> None:
+    """Nothing; raises UsageError for a prompt with bytes that are no UTF-8, which Python hands on as surrogates."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is not valid UTF-8 (from its character {error.start + 1} on)") from error
 
 
 def shown(text: str) -> str:

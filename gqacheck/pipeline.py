@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.claims import heads_doubt, heads_unknown, pairing_claim, runtime_claim, shapes_claim, unmet
 from gqacheck.errors import GqacheckError, MissingDependency, UsageError, reason_of
-from gqacheck.geometry.facts import Geometry, Subject
+from gqacheck.geometry.facts import Geometry, Measured, Subject
 from gqacheck.geometry.origins import Lineage, PairingFit
 from gqacheck.geometry.outcomes import RuntimeFacts
 from gqacheck.options import Options
 from gqacheck.result import CheckpointReport, Verdict
+from gqacheck.rules.heads import is_guess
 from gqacheck.rules.rule import Finding, Rule, Severity, Skipped
 from gqacheck.rules.run import NEEDS_REPAIR, choose_rules, run_rules
 
@@ -70,6 +71,7 @@ def check_opened(
         geometry = _measure(checkpoint, options.family, options.head_dim)
         base = _open_base(options.base, checkpoint, live_base)
         geometry = _with_heads_of(base, checkpoint, geometry, options)
+        base = _base_with_heads_of(geometry, base)
         lineage = _trace(opened, geometry, base, live_base, options)
         fit = _fit_pairing(opened, geometry, lineage, rules, options)
         modules = _Modules(opened.live, opened.tokenizer, live_base.live if live_base is not None else None)
@@ -126,8 +128,22 @@ def _with_heads_of(
     """The geometry, measured with the parent's head_dim where nothing in the checkpoint says one."""
     if base is None or base.geometry is None or not heads_unknown(geometry):
         return geometry
-    known = {layer.attention.head_dim.value for layer in base.geometry.layers if layer.attention.head_dim}
+    known = {known.value for known in _head_dims(base.geometry) if known}
     return _measure(checkpoint, options.family, known.pop(), said_by="the base") if len(known) == 1 else geometry
+
+
+def _base_with_heads_of(geometry: Geometry, base: CheckpointReport | None) -> CheckpointReport | None:
+    """The parent, measured with the child's head_dim where its own is a guess at best."""
+    if base is None or base.checkpoint is None or base.geometry is None:
+        return base
+    said = {known.value for known in _head_dims(geometry) if known is not None and not is_guess(known)}
+    if len(said) != 1 or any(known is not None and not is_guess(known) for known in _head_dims(base.geometry)):
+        return base
+    return replace(base, geometry=_measure(base.checkpoint, None, said.pop(), said_by="the checkpoint"))
+
+
+def _head_dims(geometry: Geometry) -> list[Measured | None]:
+    return [layer.attention.head_dim for layer in geometry.layers if layer.attention.kind == "full"]
 
 
 def _trace(
@@ -252,8 +268,6 @@ class _Run:
 def _run(
     subject: Subject, findings: Sequence[Finding], rules: Sequence[Rule], options: Options, modules: _Modules
 ) -> _Run:
-    from dataclasses import replace
-
     if not options.runs:
         return _Run(skipped=_skip(rules, "ppl", "running it was not asked for (--ppl, --generate, --consistency)"))
     stoppers = [f.code for f in findings if f.severity is Severity.ERROR and f.code in UNRUNNABLE]

@@ -3,10 +3,12 @@
 Registered by installing gqacheck; ``-p no:gqacheck`` leaves it out. It imports pytest, which a pytest run has anyway,
 and nothing else: everything heavier is imported when something is asked for.
 
-* ``pytest --gqacheck ckpt.bin``, or ``checkpoints = [...]`` in ``[tool.gqacheck]``: one item per group of rules and
+* ``pytest --gqacheck=ckpt.bin``, or ``checkpoints = [...]`` in ``[tool.gqacheck]``: one item per group of rules and
   range of layers (``gqacheck::ckpt.bin::GQA1-attention[layers 00-07]``);
 * ``gqacheck_report(path, **options)`` and ``gqacheck_model(path)`` as fixtures;
 * ``@pytest.mark.gqacheck(path, **options)``: the test runs only when the checkpoint is sound.
+
+PYTEST_DONT_REWRITE: there is nothing to rewrite here, and whoever has imported it before pytest gets no warning.
 """
 
 from __future__ import annotations
@@ -53,55 +55,66 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Adds the items of the checkpoints that were asked for, in front of -k, -m, --lf and xdist's sharing out."""
-    if not _is_asked(config):
-        return
-    from gqacheck.plugin.collect import checkpoint_items
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Decides what is checked before anything runs; a worker of xdist is told what the first process decided."""
+    config = session.config
+    words = getattr(config, "workerinput", {}).get("gqacheck")
+    if words is not None:
+        from gqacheck.plugin.session import start_worker
 
-    made = list(checkpoint_items(session))
-    config.hook.pytest_collectreport(report=pytest.CollectReport("gqacheck", "passed", None, list(made)))
-    items.extend(made)
+        start_worker(config, words)
+    elif not hasattr(config, "workerinput") and (_has_options(config) or _has_settings(config)):
+        from gqacheck.plugin.session import start
+
+        start(config)
 
 
-def _is_asked(config: pytest.Config) -> bool:
-    """Whether a checkpoint is named on the command line, or a settings file of the project may name some."""
-    if config.option.gqacheck:
-        return True
-    root = config.rootpath
-    for path in (root / "gqacheck.toml", root / "pyproject.toml"):
+def _has_options(config: pytest.Config) -> bool:
+    return any(getattr(config.option, name[2:].replace("-", "_")) not in (None, False) for name, _ in _OPTIONS)
+
+
+def _has_settings(config: pytest.Config) -> bool:
+    """Whether some file upwards from here may hold settings of gqacheck; reading them is left to those who do."""
+    here = config.invocation_params.dir
+    for folder in (here, *here.parents):
+        if (folder / "gqacheck.toml").is_file():
+            return True
         try:
-            text = path.read_bytes()
+            if b"gqacheck" in (folder / "pyproject.toml").read_bytes():
+                return True
         except OSError:
             continue
-        if b"checkpoints" in text and (path.name == "gqacheck.toml" or b"tool.gqacheck" in text):
-            return True
     return False
 
 
 @pytest.fixture(scope="session")
-def gqacheck_report() -> Callable[..., Any]:
+def gqacheck_report(pytestconfig: pytest.Config) -> Callable[..., Any]:
     """``gqacheck_report(path, **options)``: the report of ``gqacheck.check``; each one is made once per session."""
+    from functools import partial
+
     from gqacheck.plugin.reports import report_of
 
-    return report_of
+    return partial(report_of, pytestconfig)
 
 
 @pytest.fixture(scope="session")
-def gqacheck_model() -> Callable[..., Any]:
+def gqacheck_model(pytestconfig: pytest.Config) -> Callable[..., Any]:
     """``gqacheck_model(path, **options)``: (model, tokenizer) of ``gqacheck.load_model``, loaded once per session.
 
     The tests of a session share the module: a test that changes it must work on a copy.
     """
+    from functools import partial
+
     from gqacheck.plugin.reports import model_of
 
-    return model_of
+    return partial(model_of, pytestconfig)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Checks what ``@pytest.mark.gqacheck(path, **options)`` names before the marked test runs."""
+    if item.nodeid.startswith("gqacheck::"):  # our own items bear the mark for -m alone
+        return
     for marker in item.iter_markers("gqacheck"):
         from gqacheck.plugin.reports import require_sound
 
-        require_sound(*marker.args, **marker.kwargs)
+        require_sound(item.config, *marker.args, **marker.kwargs)

@@ -7,7 +7,8 @@
     >>> pruners.prune(model, chosen.plan)
     >>> gqacheck.export_model(model, "pruned/", tokenizer=tokenizer)
 
-Importing this package imports no torch; the command is ``gqaprune`` (``pruners.cli``).
+Importing this package imports no torch; the command is ``gqaprune`` (``pruners.cli``). (PYTEST_DONT_REWRITE: as in
+``gqacheck``, nothing here asserts.)
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gqacheck.compare.facts import Column, Table
 from gqacheck.compare.group import base_of_all, group_readings, group_texts, same_place, with_names
 from gqacheck.compare.saved import MOST_CHECKPOINTS, is_report, read_report
 from gqacheck.errors import UsageError
-from gqacheck.options import Options
+from gqacheck.options import Options, from_python, make_options
 from gqacheck.pipeline import check_path
 from gqacheck.result import CheckpointReport, Report
 from gqacheck.text import printable
@@ -39,7 +39,7 @@ def compare(
     paths: Sequence[str | os.PathLike[str]],
     *,
     base: str | os.PathLike[str] | None = None,
-    ppl: Sequence[str] = (),
+    ppl: Sequence[str] | str | bool = (),
     generate: bool = False,
     speed: bool = False,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -65,18 +65,18 @@ def compare(
         UsageError: fewer than two columns, or options that make no sense.
         ReadError: a file that looks like a saved report cannot be read as one; --base auto finds no parent.
     """
-    options = Options(
-        ppl=tuple(ppl),
+    given = from_python(
+        ppl=ppl,
         generate=generate,
-        tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+        tokenizer=tokenizer,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
         seed=seed,
         limit=limit,
         no_early_stop=no_early_stop,
-        progress=progress,
     )
+    options = make_options(given, progress=progress)
     words = list(dict.fromkeys(os.fspath(path) for path in paths))
     saved = {word: _columns_of(word) for word in words if is_report(word)}
     base_word, notes = _base_word(None if base is None else os.fspath(base), words, saved)
@@ -84,7 +84,7 @@ def compare(
     base_saved = _one_base(base_word) if base_word is not None and is_report(base_word) else None
     _refuse(words, saved, base_word, base_saved, options, speed)
 
-    given = replace(options, base=base_word if base_saved is None else None)
+    beside = replace(options, base=base_word if base_saved is None else None)
     made: list[_Made] = []
     if base_saved is not None:
         made.append(_Made(base_saved))
@@ -95,7 +95,7 @@ def compare(
         if word in saved:
             made += [_Made(column) for column in saved[word]]
         else:
-            made.append(_check(checker, word, replace(given, progress=_said(progress, word)), options))
+            made.append(_check(checker, word, replace(beside, progress=_said(progress, word)), options))
     return _table(made, base_word is not None, notes, options, speed)
 
 

@@ -45,7 +45,8 @@ class Rows:
 class Evidence:
     """What holds for the whole model, collected once.
 
-    option: ``--head-dim``, or what option_source names. inv_freq: length of the rotary buffer. config, source: the text model's config.
+    option: ``--head-dim``, or what option_source names. inv_freq: length of the rotary buffer.
+    config, source: the text model's config.
     """
 
     family: Family

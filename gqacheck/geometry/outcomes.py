@@ -63,9 +63,10 @@ class Perplexity:
     corpus: as it was asked for. protocol: the sentence; protocol_name: ``gptq-2048``, ``windows-512``. fingerprint:
     SHA-256 of the text. windows: how many were run, of windows_in_all. stopped_early: broken for certain before all
     were run. word_perplexity, byte_perplexity, bits_per_byte: from the original text, where the protocol has them.
-    bos_value: what the same windows measure with BOS in front, where that was tried. text_tokens: of the whole text,
-    scored or not. corpus_note: what was done to the text. known_corpus: ``wikitext2``, ``ptb``, ``c4`` or ``smoke``
-    when the text is all of that corpus that the protocol's tools read, "" otherwise.
+    bos_value: what a few of the same windows measure with BOS in front, where that alone changes the verdict;
+    bos_left_out_by: who left it out, the tokenizer or the protocol ("" with no bos_value). text_tokens: of the whole
+    text, scored or not. corpus_note: what was done to the text. known_corpus: ``wikitext2``, ``ptb``, ``c4`` or
+    ``smoke`` when the text is all of that corpus that the protocol's tools read, "" otherwise.
     """
 
     corpus: str
@@ -87,10 +88,16 @@ class Perplexity:
     byte_perplexity: float | None = None
     bits_per_byte: float | None = None
     bos_value: float | None = None
+    bos_left_out_by: Literal["", "tokenizer", "protocol"] = ""
     relative: BaseRelative | None = None
     text_tokens: int = 0
     corpus_note: str = ""
     known_corpus: str = ""
+
+    @property
+    def is_ptb(self) -> bool:
+        """Whether the text is the Penn Treebank, on which alone nothing fails."""
+        return self.corpus.partition("=")[0] == "ptb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +197,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Induction:
-    """Mean loss (nats per token) on a random sequence and on its second copy right behind it, and what falls away
-    per layer: the attention that heads of a layer pay to the token after the earlier copy, the best head's share."""
+    """Mean loss (nats per token) on a random sequence and on its second copy right behind it.
+
+    layers: per layer, the attention that its best head pays to the token after the earlier copy. layer_drops: per
+    layer, ``drop`` as its output shows it, read by the model's own final norm and lm_head; the last one is the model's
+    own, on some of the sequences. () where they could not be measured.
+    """
 
     first: float
     second: float
     layers: tuple[float, ...] = ()
+    layer_drops: tuple[float, ...] = ()
 
     @property
     def drop(self) -> float:
@@ -221,8 +233,10 @@ class RuntimeFacts:
 
     failure: one sentence, with the stage that failed (``rebuild``, ``tokenizer``, ``forward``, ``generation``,
     ``consistency``) in failure_stage. problem: why what was measured does not count, "" when it does (a base that is
-    itself broken, two corpora with the same digits).
-    non_finite: number of logits that were NaN or Inf, of logits_seen. counterfactuals: one per corpus, when --base
+    itself broken, two corpora with the same digits). base_problem: why what was measured does not stand beside a base
+    although one was given, "" when it does.
+    non_finite: number of logits that were NaN or Inf, of logits_seen; non_finite_from: the token of a generated text at
+    which they began when those before were finite, else 0. counterfactuals: one per corpus, when --base
     was given and there was something to explain. bases: the base's own perplexities, in the order of perplexities.
     """
 
@@ -231,6 +245,7 @@ class RuntimeFacts:
     failure_stage: str | None = None
     non_finite: int = 0
     logits_seen: int = 0
+    non_finite_from: int = 0
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
@@ -241,3 +256,4 @@ class RuntimeFacts:
     generation: Generation | None = None
     consistency: Consistency | None = None
     asked: frozenset[str] = field(default_factory=frozenset)
+    base_problem: str = ""

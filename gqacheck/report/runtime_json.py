@@ -74,6 +74,7 @@ def _perplexity(p: Perplexity) -> dict[str, Any]:
         **_number_or_none("byte_perplexity", p.byte_perplexity),
         **_number_or_none("bits_per_byte", p.bits_per_byte),
         **_number_or_none("bos_value", p.bos_value),
+        "bos_left_out_by": p.bos_left_out_by,
         "band": _band(p),
         "corpus_note": p.corpus_note,
         "known_corpus": p.known_corpus,
@@ -180,8 +181,13 @@ def _induction(found: Induction) -> dict[str, Any]:
         **number("first", found.first),
         **number("second", found.second),
         **number("drop", found.drop),
-        "layers": [round(score, 4) if math.isfinite(score) else None for score in found.layers],
+        "layers": _figures(found.layers),
+        "layer_drops": _figures(found.layer_drops),
     }
+
+
+def _figures(found: tuple[float, ...]) -> list[float | None]:
+    return [round(figure, 4) if math.isfinite(figure) else None for figure in found]
 
 
 def runtime_data(runtime: RuntimeFacts) -> dict[str, Any]:
@@ -195,6 +201,7 @@ def runtime_data(runtime: RuntimeFacts) -> dict[str, Any]:
         "logits_seen": runtime.logits_seen,
         "notes": list(runtime.notes),
         "problem": runtime.problem,
+        "base_problem": runtime.base_problem,
         "seconds": round(runtime.seconds, 3),
         "base_perplexity": [_perplexity(p) for p in runtime.bases],
     }

@@ -55,6 +55,8 @@ def perplexity_words(p: Perplexity) -> str:
         inside.append(f"healthy 7B models measure {band.healthy[0]:g} to {band.healthy[1]:g} by this protocol")
     if p.corpus_note:
         inside.append(p.corpus_note)
+    if p.bos_value is not None:
+        inside.append(f"with BOS in front of each window {perplexity_text(p.bos_value)} on a few of them")
     if p.note or not p.complete:
         inside.append(p.note or "partial: not comparable")
     return f"perplexity {perplexity_text(p.value)}{error} on {p.corpus}{relative_words(p)} ({'; '.join(inside)})"
@@ -110,7 +112,10 @@ def consistency_words(found: Consistency) -> list[str]:
     if agreed:
         largest = max(one.difference for one in compared if one.agrees)
         parts.append(f"consistent: {', '.join(agreed)} (logits within {largest:.1g} of their spread)")
-    parts += [f"not compared: {one.what}: {one.skipped}" for one in found.comparisons if one.skipped]
+    for reason in dict.fromkeys(one.skipped for one in found.comparisons if one.skipped):
+        same = [one for one in found.comparisons if one.skipped == reason]
+        several = ", ".join(dict.fromkeys(CHECK_WORDS[one.check] for one in same))
+        parts.append(f"not compared: {same[0].what if len(same) == 1 else several}: {reason}")
     if found.induction is not None:
         base = found.base_induction
         beside = f" (base {base.first:.2f} to {base.second:.2f})" if base is not None else ""

@@ -5,6 +5,7 @@ A file without errors or warnings gets at most six lines, beside a parent a few 
 
 from __future__ import annotations
 
+from gqacheck.report.copying import copying_blocks
 from gqacheck.report.document import Block, Line, Span, Style, line, plain
 from gqacheck.report.findings import finding_blocks, headline
 from gqacheck.report.kept import kept_words
@@ -46,7 +47,10 @@ def render_checkpoint(report: CheckpointReport) -> str:
 
 
 def document(report: Report, *, quiet: bool = False, verbose: bool = False) -> list[Block]:
-    """The blocks of a report; with ``quiet`` one line per checkpoint, with ``verbose`` also what was measured per layer."""
+    """The blocks of a report; with ``quiet`` one line per checkpoint.
+
+    verbose: also what was measured per layer.
+    """
     several = len(report.checkpoints) > 1
     blocks: list[Block] = [line(Span(f"note: {note}", "dim")) for note in report.notes]
     for position, checkpoint in enumerate(report.checkpoints):
@@ -55,7 +59,7 @@ def document(report: Report, *, quiet: bool = False, verbose: bool = False) -> l
             continue
         if position:
             blocks.append(Line())
-        blocks.extend(checkpoint_blocks(checkpoint, named=several))
+        blocks.extend(checkpoint_blocks(checkpoint, named=several, verbose=verbose))
     if several:
         blocks.extend(() if quiet else (Line(),))
         blocks.append(_summary(report))
@@ -81,13 +85,14 @@ def _summary(report: Report) -> Line:
     return line(Span(f"{plural(len(report.checkpoints), 'checkpoint')}: {text}", "strong"))
 
 
-def checkpoint_blocks(report: CheckpointReport, *, named: bool) -> list[Block]:
-    """The blocks of one checkpoint; ``named`` puts its path before them."""
+def checkpoint_blocks(report: CheckpointReport, *, named: bool, verbose: bool = False) -> list[Block]:
+    """The blocks of one checkpoint; ``named`` puts its path before them, ``verbose`` is as for ``document``."""
     if report.checkpoint is None or report.geometry is None:
         return [_unread(report)]
+    by_layer = copying_blocks(report.runtime) if verbose else []
     if _is_calm(report):
-        return _short(report, named)
-    return _long(report, named)
+        return _short(report, named, by_layer)
+    return _long(report, named, by_layer)
 
 
 def _unread(report: CheckpointReport) -> Line:
@@ -97,7 +102,7 @@ def _unread(report: CheckpointReport) -> Line:
     return line(f"{path}{reason}", label=Span("COULD NOT CHECK  ", "unknown"))
 
 
-def _short(report: CheckpointReport, named: bool) -> list[Block]:
+def _short(report: CheckpointReport, named: bool, by_layer: list[Block]) -> list[Block]:
     """Six lines without a parent; with one also its name, what was kept of it, and the table where no weights tell."""
     assert report.geometry is not None
     compared = report.lineage is not None and report.lineage.compared
@@ -110,7 +115,7 @@ def _short(report: CheckpointReport, named: bool) -> list[Block]:
     if notes:
         blocks.append(line("; ".join(notes), label=Span("notes    ", "dim")))
     blocks.extend(_claim_lines(report, skips=True))
-    blocks.extend(sample_blocks(report.runtime))
+    blocks.extend([*sample_blocks(report.runtime), *by_layer])
     blocks.extend(whence_blocks(report.runtime))
     blocks.append(last_line(report))
     return blocks
@@ -128,16 +133,17 @@ def _table(report: CheckpointReport) -> list[Block]:
     return [*blocks, Line()]
 
 
-def _long(report: CheckpointReport, named: bool) -> list[Block]:
+def _long(report: CheckpointReport, named: bool, by_layer: list[Block]) -> list[Block]:
     blocks: list[Block] = [*base_lines(report), identity_line(report, named), *(_table(report) or [Line()])]
     word, text = headline(report)
     blocks.append(line(Span(text, "strong"), label=(Span(word, VERDICT_STYLES[report.verdict]), "  ")))
     blocks += finding_blocks(report)
     remarks = [line(words, label=Span("kept     ", "dim")) for words in kept_of(report)]
-    remarks += [line(words, label=Span("note     ", "dim")) for words in (*report.notes, *remarks_of(report))]
+    stopped = [report.error] if report.error and report.verdict is Verdict.FAIL else []  # else it is the headline
+    remarks += [line(words, label=Span("note     ", "dim")) for words in (*stopped, *report.notes, *remarks_of(report))]
     if remarks:
         blocks += [Line(), *remarks]
-    blocks += [Line(), *_claim_lines(report, skips=False), *sample_blocks(report.runtime)]
+    blocks += [Line(), *_claim_lines(report, skips=False), *sample_blocks(report.runtime), *by_layer]
     blocks += [line(words, label=Span("skipped  ", "dim")) for words in skip_words(report)]
     blocks += [Line(), last_line(report)]
     return blocks

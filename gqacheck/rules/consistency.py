@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Check, Comparison, Consistency, Induction
+from gqacheck.rules.needs import not_measured
 from gqacheck.rules.rule import Quantity, Rule, Severity, Violation
 from gqacheck.text import printable
 
 _COPIES = 1.0
 _KEPT = 0.5
+_NOT_ASKED = "consistency was not asked for (--consistency)"
 
 
 def _consistency(subject: Subject) -> Consistency | None:
@@ -24,7 +26,7 @@ def _compared(*checks: Check) -> Callable[[Subject], tuple[str, str] | None]:
     def skip(subject: Subject) -> tuple[str, str] | None:
         consistency = _consistency(subject)
         if consistency is None:
-            return "consistency", "consistency was not asked for (--consistency)"
+            return "consistency", not_measured(subject, "consistency", _NOT_ASKED)
         mine = [comparison for comparison in consistency.comparisons if comparison.check in checks]
         if not all(comparison.skipped for comparison in mine):
             return None
@@ -37,9 +39,13 @@ def _compared(*checks: Check) -> Callable[[Subject], tuple[str, str] | None]:
 def _no_induction(subject: Subject) -> tuple[str, str] | None:
     consistency = _consistency(subject)
     if consistency is None:
-        return "consistency", "consistency was not asked for (--consistency)"
+        return "consistency", not_measured(subject, "consistency", _NOT_ASKED)
     if consistency.induction is None:
-        return "induction", "the repeated random sequences could not be run"
+        return "induction", (
+            "the logits are NaN or infinite (GQA702)"
+            if subject.runtime is not None and subject.runtime.non_finite
+            else "the repeated random sequences could not be run"
+        )
     base = consistency.base_induction
     if base is None:
         return "base", "a model that was never trained to copy cannot have lost it: give the parent with --base"
@@ -85,6 +91,8 @@ def backends_disagree(subject: Subject) -> Iterator[Violation]:
         consequence="the model answers otherwise, or not at all, under another attention implementation",
         fix="set num_key_value_groups of every attention module to its query heads / KV heads, and take out patches "
         "that reach one attention function only",
+        no_numbers="look for what reaches one attention function only: a patch, a scale, a mask row that leaves no "
+        "position open",
     )
 
 
@@ -161,22 +169,24 @@ def padding_disagrees(subject: Subject) -> Iterator[Violation]:
     )
 
 
-def _disagreements(subject: Subject, checks: tuple[Check, ...], *, consequence: str, fix: str) -> Iterator[Violation]:
+def _disagreements(
+    subject: Subject, checks: tuple[Check, ...], *, consequence: str, fix: str, no_numbers: str = ""
+) -> Iterator[Violation]:
+    """no_numbers: the fix where the logits of one way are NaN; ``fix`` without one."""
     runtime, consistency = subject.runtime, _consistency(subject)
     if runtime is None or consistency is None:
         return
     for comparison in consistency.comparisons:
         if comparison.check not in checks or comparison.skipped or comparison.agrees:
             continue
-        if math.isnan(comparison.difference) and runtime.non_finite:
-            continue  # GQA702 says it
+        do = no_numbers if no_numbers and math.isnan(comparison.difference) else fix
         yield Violation(
             message=_message(comparison, consistency.dtype),
             expected=Quantity(comparison.tolerance, "standard deviations of the logits at most"),
             actual=Quantity(comparison.difference, "standard deviations of the logits"),
             source=f"a run on {runtime.device} in {consistency.dtype}",
             consequence=consequence,
-            fix=fix if consistency.dtype in ("float32", "float64") else f"repeat it with --dtype float32; then {fix}",
+            fix=do if consistency.dtype in ("float32", "float64") else f"repeat it with --dtype float32; then {do}",
         )
 
 

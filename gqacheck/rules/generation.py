@@ -7,6 +7,7 @@ from math import comb
 
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Flag, Generation, Sample
+from gqacheck.rules.needs import not_measured
 from gqacheck.rules.rule import Quantity, Rule, Severity, Violation
 from gqacheck.text import printable
 
@@ -65,9 +66,7 @@ def _judged(samples: tuple[Sample, ...], generation: Generation) -> int:
 def _no_generation(subject: Subject) -> tuple[str, str] | None:
     if subject.runtime is not None and subject.runtime.generation is not None:
         return None
-    if subject.runtime is not None and "generation" in subject.runtime.asked:
-        return "generate", "no text was generated"
-    return "generate", "generated text was not asked for (--generate)"
+    return "generate", not_measured(subject, "generation", "generated text was not asked for (--generate)")
 
 
 def generation_loops(subject: Subject) -> Iterator[Violation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gqacheck.geometry.facts import Subject
+from gqacheck.text import printable
 
 
 def needs_config(subject: Subject) -> tuple[str, str] | None:
@@ -23,3 +24,13 @@ def needs_dense_weights(subject: Subject) -> tuple[str, str] | None:
 def needs_dense_weights_and_config(subject: Subject) -> tuple[str, str] | None:
     """Both: measured sizes, and a config to compare them with."""
     return needs_config(subject) or needs_dense_weights(subject)
+
+
+def not_measured(subject: Subject, part: str, reason: str) -> str:
+    """Why ``part`` of a run (``consistency``, ``generation``) was not measured; ``reason`` when nobody asked for it."""
+    runtime = subject.runtime
+    if runtime is None or part not in runtime.asked:
+        return reason
+    if runtime.failure is not None:
+        return f"it did not come to that: {printable(runtime.failure, 300)}"
+    return "the logits are NaN or infinite (GQA702)" if runtime.non_finite else "it was not measured"

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gqacheck.geometry.facts import Subject
-from gqacheck.geometry.outcomes import BaseRelative, Perplexity, SegmentLoss
+from gqacheck.geometry.outcomes import BaseRelative, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.rules.perplexity_advice import FORGOTTEN, PTB_ALONE, READ_WRONGLY, consequence_of, fix_alone, fix_of
 from gqacheck.rules.rule import Quantity, Rule, Severity, Violation
 from gqacheck.text import printable
 
@@ -50,6 +51,23 @@ def band_of(perplexity: Perplexity) -> Band | None:
     return BANDS.get((perplexity.known_corpus, perplexity.protocol_name))
 
 
+def line_of_band(perplexity: Perplexity) -> float:
+    """The perplexity from which its band calls it broken; infinity where no band applies."""
+    band = band_of(perplexity)
+    return math.inf if band is None or band.broken is None else band.broken
+
+
+def broken_by_band(perplexity: Perplexity) -> bool:
+    """Whether a value without a base beside it lies above its band's line."""
+    return perplexity.relative is None and perplexity.value > line_of_band(perplexity)
+
+
+def read_without_bos(perplexity: Perplexity) -> bool:
+    """Whether a value that looks broken is the protocol's doing, which leaves out the BOS that the model needs."""
+    looks_broken = worse_than_guessing(perplexity) or broken_by_band(perplexity)
+    return looks_broken and perplexity.bos_value is not None and perplexity.bos_left_out_by == "protocol"
+
+
 def worse_than_guessing(perplexity: Perplexity, segment: SegmentLoss | None = None) -> bool:
     """Whether the model is worse than guessing on every segment (or on this one): uniformly, or by token frequency."""
     segments = [one for one in perplexity.segments if one.tokens] if segment is None else [segment]
@@ -87,6 +105,8 @@ def _no_relative(subject: Subject) -> tuple[str, str] | None:
     missing = _no_perplexity(subject)
     if missing or subject.runtime is None:
         return missing
+    if subject.runtime.base_problem:
+        return "base", subject.runtime.base_problem
     related = [p.relative for p in subject.runtime.perplexities if p.relative is not None]
     if not related:
         return "base", "there is no perplexity of a base to compare with (--base)"
@@ -103,7 +123,9 @@ def ppl_broken(subject: Subject) -> Iterator[Violation]:
         rule fires only when every one of them is worse than one of the two lines. Without a base, a complete run of
         wikitext2 under llm-pruner-128 is also held against the band that people know of it: above 100 is broken,
         above 1000 exploded. Of the part of a text that --limit leaves, nothing is said from fewer than four windows,
-        nor where windows differ so much that the rest of the text may be fine: that is "not checked", exit 3.
+        nor where windows differ so much that the rest of the text may be fine: that is "not checked", exit 3. So is a
+        model that needs BOS under a protocol that puts it before the first window alone, when BOS in front of each
+        window makes it healthy. On PTB it is a warning: PTB alone fails nothing.
 
     Why it matters
         This is how a cut with right shapes and wrong pairing looks: every query head sits next to some KV head, only
@@ -115,12 +137,14 @@ def ppl_broken(subject: Subject) -> Iterator[Violation]:
 
     Fix
         Run it beside its parent (--base): that must be healthy, or the tokenizer or the loading is at fault, and it is
-        said where the damage comes from. Then prune again so that a KV head goes together with exactly the query heads
-        that read it. Where BOS in front of the text makes it healthy, the finding says so: the tokenizer forgets it.
+        said where the damage comes from. Where it is the pairing, prune again so that a KV head goes together with
+        exactly the query heads that read it; where the same heads masked in the parent cost as much, remove less. Where
+        BOS in front of the text makes it healthy, the finding says so: the tokenizer forgets it.
 
     Known misses
         A model that is badly hurt and still better than token frequencies. A healthy model on a text of another
-        language than it was trained on is worse than uniform there; that is why one healthy segment is enough.
+        language than it was trained on is worse than uniform there; that is why one healthy segment is enough. The
+        built-in text says nothing of a model that was trained on none of its languages.
 
     Source
         Uniform and unigram entropies are exact for the text at hand; the observed values are from public write-ups of
@@ -135,12 +159,13 @@ def ppl_broken(subject: Subject) -> Iterator[Violation]:
             continue  # GQA702 says it
         if unsettled(perplexity):
             continue  # the run says why it proves nothing
-        if worse_than_guessing(perplexity):
-            yield _broken(perplexity, segments, [_worse_than(segment) for segment in segments])
-            continue
+        if read_without_bos(perplexity):
+            continue  # likewise
         band = band_of(perplexity)
-        if band is not None and band.broken is not None and perplexity.relative is None:
-            yield from _outside(perplexity, band, band.broken)
+        if worse_than_guessing(perplexity):
+            yield _broken(subject, runtime, perplexity, [_worse_than(segment) for segment in segments])
+        elif band is not None and broken_by_band(perplexity):
+            yield _outside(runtime, perplexity, band)
 
 
 def _worse_than(segment: SegmentLoss) -> tuple[str, float] | None:
@@ -154,7 +179,10 @@ def _worse_than(segment: SegmentLoss) -> tuple[str, float] | None:
     return None
 
 
-def _broken(perplexity: Perplexity, segments: list[SegmentLoss], verdicts: list[tuple[str, float] | None]) -> Violation:
+def _broken(
+    subject: Subject, runtime: RuntimeFacts, perplexity: Perplexity, verdicts: list[tuple[str, float] | None]
+) -> Violation:
+    segments = [segment for segment in perplexity.segments if segment.tokens]
     reached = [verdict for verdict in verdicts if verdict is not None]
     name, bound = reached[0]
     corpus = printable(perplexity.corpus, 80)
@@ -175,9 +203,15 @@ def _broken(perplexity: Perplexity, segments: list[SegmentLoss], verdicts: list[
         expected=Quantity(round(perplexity_of(bound), 3), "perplexity at most"),
         actual=Quantity(perplexity.value, "perplexity"),
         source=perplexity.protocol,
-        consequence="nothing raises; generated text is noise, and LoRA only covers it up",
-        fix=_fix(perplexity),
+        consequence=consequence_of(runtime, perplexity),
+        fix=fix_of(subject, runtime, perplexity),
+        severity=_severity(perplexity),
     )
+
+
+def _severity(perplexity: Perplexity) -> Severity | None:
+    """The rule's own, but for PTB."""
+    return Severity.WARNING if perplexity.is_ptb else None
 
 
 def _with_bos(perplexity: Perplexity) -> str:
@@ -186,38 +220,24 @@ def _with_bos(perplexity: Perplexity) -> str:
     return f"; with BOS in front of each window it is {perplexity_text(perplexity.bos_value)} on a few of them"
 
 
-def _fix(perplexity: Perplexity) -> str:
-    if perplexity.bos_value is not None:
-        return "the tokenizer does not put BOS in front: set add_bos_token (or its post-processor) as the parent has it"
-    if perplexity.relative is None:
-        return (
-            "run it beside its parent (--base PARENT): if that is healthy, the cut put query heads beside KV heads "
-            "that are not theirs; prune again by whole KV groups, and do not start LoRA on this file"
-        )
-    if perplexity.relative.base_broken:
-        return "the base is broken on this text, too: look at the tokenizer, the class and the biases of both first"
-    return (
-        "read the findings on the pairing (GQA6xx); prune again by whole KV groups, and do not start LoRA on this file"
-    )
-
-
-def _outside(perplexity: Perplexity, band: Band, broken: float) -> Iterator[Violation]:
-    if perplexity.value <= broken:
-        return
+def _outside(runtime: RuntimeFacts, perplexity: Perplexity, band: Band) -> Violation:
     low, high = band.healthy
-    word, line = ("broken", broken)
+    word, line = ("broken", line_of_band(perplexity))
     if band.exploded is not None and perplexity.value > band.exploded:
         word, line = "exploded", band.exploded
-    yield Violation(
+    return Violation(
         message=(
             f"perplexity {perplexity_text(perplexity.value)} on {printable(perplexity.corpus, 80)} is {word}: above "
             f"{perplexity_text(line)}, where healthy 7B models measure {low:g} to {high:g} by this protocol"
+            f"{_with_bos(perplexity)}"
         ),
-        expected=Quantity(broken, "perplexity at most"),
+        expected=Quantity(line_of_band(perplexity), "perplexity at most"),
         actual=Quantity(perplexity.value, "perplexity"),
         source=perplexity.protocol,
-        consequence="too much was removed, or the wrong parts stand together; a short LoRA run will not bring it back",
-        fix="run it beside its parent (--base PARENT), which tells the two apart",
+        consequence="too much was removed, or the wrong parts stand together; a short LoRA run will not bring it back"
+        if perplexity.bos_value is None
+        else READ_WRONGLY,
+        fix=fix_alone(runtime, perplexity) if perplexity.bos_value is None else FORGOTTEN,
     )
 
 
@@ -228,7 +248,7 @@ def ppl_regressed(subject: Subject) -> Iterator[Violation]:
         The perplexity beside the base's: same protocol, same windows, same tokens, on the segments that the base reads
         better than guessing. More than 5 times the base's is an error (--max-ppl-ratio says another multiple), from
         1.5 times on a warning, when the difference is larger than chance: three standard errors of the paired
-        difference over windows.
+        difference over windows. On PTB it is a warning however large: PTB alone fails nothing.
 
     Why it matters
         Absolute numbers depend on text, protocol and tokenizer; the base read the same tokens, so what is left is what
@@ -242,7 +262,8 @@ def ppl_regressed(subject: Subject) -> Iterator[Violation]:
         removed, remove less, choose by importance, or rewrite o_proj and down_proj by least squares.
 
     Known misses
-        A base of another family or tokenizer: it is not compared. Damage that this text does not show.
+        A base of another family or tokenizer, or one that is itself broken: it is not compared, and that is "not
+        checked", exit 3. Damage that this text does not show.
 
     Source
         Paired differences over windows as clusters. The seeds' bands (MLP only < +10 %, joint +10 to 20 %, aggressive
@@ -259,8 +280,9 @@ def ppl_regressed(subject: Subject) -> Iterator[Violation]:
         line = min(WORTH_A_LOOK, allowed)
         if not relative.difference >= math.log(line) or not _beyond_chance(relative):
             continue
-        severity = Severity.ERROR if relative.ratio > allowed else Severity.WARNING
-        yield _regressed(perplexity, relative, allowed if severity is Severity.ERROR else line, severity)
+        too_far = relative.ratio > allowed
+        severity = Severity.ERROR if too_far and not perplexity.is_ptb else Severity.WARNING
+        yield _regressed(perplexity, relative, allowed if too_far else line, severity)
 
 
 def _beyond_chance(relative: BaseRelative) -> bool:
@@ -284,7 +306,9 @@ def _regressed(perplexity: Perplexity, relative: BaseRelative, line: float, seve
         expected=Quantity(round(relative.base * line, 3), "perplexity at most"),
         actual=Quantity(relative.value, "perplexity"),
         source=perplexity.protocol,
-        consequence="the model is worse than its base by more than a careful cut costs",
+        consequence=PTB_ALONE
+        if perplexity.is_ptb
+        else "the model is worse than its base by more than a careful cut costs",
         fix="see where it comes from; remove less or choose by importance, and compare again before you train",
         severity=severity,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isnan
 
 from gqacheck.geometry.facts import Subject
+from gqacheck.geometry.outcomes import RuntimeFacts
 from gqacheck.rules.rule import Quantity, Rule, Severity, Violation
 from gqacheck.text import printable
 
@@ -64,7 +66,10 @@ def non_finite_output(subject: Subject) -> Iterator[Violation]:
     """The logits hold NaN or infinite values.
 
     What it checks
-        Every logit that the perplexity run produced is looked at; the rule fires when one is NaN or infinite.
+        Every logit that --ppl produced is looked at, and those of one plain pass with --consistency and of every
+        token with --generate; the rule fires when one is NaN or infinite. Where one attention implementation gives
+        numbers and the other does not, that is GQA707's to say, and a fault that only --consistency met is said there
+        alone.
 
     Why it matters
         One NaN in the residual stream makes every later token NaN, and a loss of NaN destroys a fine-tuning run at
@@ -75,7 +80,8 @@ def non_finite_output(subject: Subject) -> Iterator[Violation]:
 
     Fix
         If the run was in float16, repeat it with --dtype float32: overflow is a matter of the dtype, not of the cut.
-        If it stays, a weight is NaN or infinite, or a norm was cut to a wrong width.
+        If it stays, a weight is NaN or infinite, or a norm was cut to a wrong width. Where GQA707 fires too, the
+        weights are not it.
 
     Known misses
         Values that overflow only on longer inputs than the corpus has.
@@ -89,16 +95,31 @@ def non_finite_output(subject: Subject) -> Iterator[Violation]:
     yield Violation(
         message=(
             f"{runtime.non_finite:,} of {runtime.logits_seen:,} logits are NaN or infinite "
-            f"(on {printable(runtime.device, 40)} in {printable(runtime.dtype, 40)})"
+            f"(on {printable(runtime.device, 40)} in {printable(runtime.dtype, 40)}{_since(runtime)})"
         ),
         expected=Quantity(0, "non-finite logits"),
         actual=Quantity(runtime.non_finite, "non-finite logits"),
         source=f"a run on {runtime.device} in {runtime.dtype}",
         consequence="perplexity is nan, sampling raises, and training is lost at its first step",
-        fix="repeat it with --dtype float32; if it stays, look for NaN or Inf in the weights"
-        if runtime.dtype != "float32"
-        else "look for NaN or Inf in the weights",
+        fix=_where_to_look(runtime),
     )
+
+
+def _since(runtime: RuntimeFacts) -> str:
+    return f", from token {runtime.non_finite_from} of a generated text on" if runtime.non_finite_from else ""
+
+
+def _where_to_look(runtime: RuntimeFacts) -> str:
+    """What to mend: the weights, unless another way of running the same weights gave numbers."""
+    compared = runtime.consistency.comparisons if runtime.consistency is not None else ()
+    if any(one.check == "backends" and not one.skipped and isnan(one.difference) for one in compared):
+        return "mend what GQA707 says: one attention implementation alone does this, so the weights do not"
+    place = (
+        "look at the KV cache (--consistency), for the tokens before gave numbers"
+        if runtime.non_finite_from
+        else "look for NaN or Inf in the weights"
+    )
+    return place if runtime.dtype == "float32" else f"repeat it with --dtype float32; if it stays, {place}"
 
 
 RUNTIME_RULES: tuple[Rule, ...] = (

@@ -3,7 +3,7 @@ the child's perplexity comes from. The base is rebuilt once, and gone afterwards
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from gqacheck.errors import GqacheckError, UsageError, reason_of
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Counterfactual, Generation, Induction, Perplexity, RuntimeFacts
-from gqacheck.rules.perplexity import perplexity_text, unsettled, worse_than_guessing
+from gqacheck.rules.perplexity import worse_than_guessing
+from gqacheck.runtime.base_health import bos_words, broken, errors_of, needs_bos, refusal
 from gqacheck.runtime.counterfactual import explain as explain_perplexities
 from gqacheck.runtime.left import Left, judged_alone
 from gqacheck.runtime.running import (
@@ -22,10 +23,11 @@ from gqacheck.runtime.running import (
     choose_dtype,
     labelled,
     rebuilt,
+    undisturbed,
 )
-from gqacheck.text import printable
 
 if TYPE_CHECKING:
+    from gqacheck.runtime.base_tokenizer import OwnTokenizer
     from gqacheck.runtime.kept import Kept
     from gqacheck.runtime.relative import Beside
 
@@ -39,6 +41,7 @@ class _Base:
     masked: list[Perplexity] = field(default_factory=list)
     generation: Generation | None = None
     induction: Induction | None = None
+    tokenizer: OwnTokenizer | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,25 +55,43 @@ def run_beside(
     explain: bool,
     pairing_broken: bool,
 ) -> RuntimeFacts:
-    """``facts`` of the child with what its base adds to them; a base that cannot be run is a note.
+    """``facts`` of the child with what its base adds to them, or with the reason why it adds nothing.
 
     explain: whether it is asked where the child's perplexities come from; the base is then masked and run again.
 
     Raises:
         UsageError: for options that make no sense.
     """
-    kept, why = _kept(child, parent, request) if explain and facts.perplexities else (None, "")
     if not (left.plans or left.drawn or facts.consistency):
         return facts
+    refused = refusal(parent)
+    if refused:
+        return replace(judged_alone(facts, left), base_problem=refused)
+    kept, why = _kept(child, parent, request) if explain and facts.perplexities else (None, "")
     found = _Base(notes=[why] if why else [])
     try:
+        found.tokenizer = _own_tokenizer(parent, left)
+        if found.tokenizer is not None and found.tokenizer.another:
+            return replace(judged_alone(facts, left), base_problem=found.tokenizer.another)
         _run(child, parent, facts, left, request, kept, found)
     except UsageError:
         raise
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
-        sentence = f"the parent could not be run beside this file: {reason_of(error)}"
-        return replace(judged_alone(facts, left), notes=(*facts.notes, sentence))
+        own = errors_of(parent)
+        also = f"; its own check finds {own}" if own else ""
+        sentence = f"the base could not be run beside this file: {reason_of(error)}{also}"
+        return replace(judged_alone(facts, left), base_problem=sentence)
     return _together(child, parent, facts, left, found, kept, pairing_broken)
+
+
+def _own_tokenizer(parent: Subject, left: Left) -> OwnTokenizer | None:
+    from gqacheck.runtime.base_tokenizer import own_tokenizer
+    from gqacheck.runtime.quiet import quiet_and_offline
+
+    if left.encoder is None:
+        return None
+    with quiet_and_offline():
+        return own_tokenizer(parent.checkpoint, left.encoder)
 
 
 def _kept(child: Subject, parent: Subject, request: Request) -> tuple[Kept | None, str]:
@@ -104,14 +125,12 @@ def _run(
     from gqacheck.runtime.quiet import quiet_and_offline
 
     try:
-        with quiet_and_offline(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(request.seed)
-            with _opened(child, parent, request, left) as running:
-                _look(running, facts, left, request, found)
-                if kept is not None and not kept.whole and facts.perplexities:
-                    found.masked = _masked(running, facts, left, request, kept, found)
-                elif kept is not None:
-                    found.masked = list(found.perplexities)
+        with quiet_and_offline(), undisturbed(request.seed), _opened(child, parent, request, left) as running:
+            _look(running, facts, left, request, found)
+            if kept is not None and not kept.whole and facts.perplexities:
+                found.masked = _masked(running, facts, left, request, kept, found)
+            elif kept is not None:
+                found.masked = list(found.perplexities)
     except (GqacheckError, MemoryError, OSError):
         raise
     except torch.OutOfMemoryError as error:
@@ -136,6 +155,7 @@ def _opened(child: Subject, parent: Subject, request: Request, left: Left) -> It
 
 
 def _look(running: Running, facts: RuntimeFacts, left: Left, request: Request, found: _Base) -> None:
+    from gqacheck.runtime.bos import with_bos
     from gqacheck.runtime.relative import Beside
     from gqacheck.runtime.scoring import head_of
 
@@ -146,7 +166,8 @@ def _look(running: Running, facts: RuntimeFacts, left: Left, request: Request, f
         if footprint is not None and footprint.hidden and mine.vocab_size == own_vocab:
             beside = Beside(footprint, head_of(running.model))
         found.besides.append(beside)
-        found.perplexities.append(_measure(running, left, number, mine, request, beside, "parent: "))
+        measured = _measure(running, left, number, mine, request, beside, "parent: ")
+        found.perplexities.append(with_bos(running, left.corpora[number], left.plans[number], measured))
         if footprint is not None:
             footprint.hidden.clear()
     if facts.consistency is not None:
@@ -190,7 +211,9 @@ def _measure(
     plan = left.plans[number]
     longest, reads = max(len(window.ids) - 1 for window in plan.windows), max_positions(running.model)
     if longest > reads:
-        raise CannotRun(f"it reads {reads} positions, and this file was read in windows of {longest + 1}")
+        raise CannotRun(
+            f"it reads {reads} positions, and this file was read in windows of {longest + 1}: use windows-{reads}"
+        )
     left.encoder.check_ids(plan.tokens, int(running.model.get_input_embeddings().weight.shape[0]))
     return measure_perplexity(
         running.model,
@@ -216,15 +239,28 @@ def _together(
 ) -> RuntimeFacts:
     from gqacheck.runtime.relative import relate
 
-    related, notes = [], list(found.notes)
+    own = found.tokenizer
+    problem = broken(parent, found.perplexities, own)
+    related, notes = [], [*([own.note] if own is not None and own.note else []), *found.notes]
     for mine, base, beside in zip(facts.perplexities, found.perplexities, found.besides, strict=True):
+        if needs_bos(base):
+            related.append(mine)
+            notes += [] if problem else [bos_words(base, own)]
+            continue
         healthy = [segment.name for segment in base.segments if not worse_than_guessing(base, segment)]
         out = [segment.name for segment in base.segments if segment.name not in healthy]
         related.append(replace(mine, relative=relate(mine, base, healthy, out, beside)))
     explained: tuple[Counterfactual, ...] = ()
     if kept is not None and found.masked:
+        judged = [number for number, base in enumerate(found.perplexities) if not needs_bos(base)]
         explained, more = explain_perplexities(
-            child, parent, related, found.perplexities, found.masked, kept, pairing_broken=pairing_broken
+            child,
+            parent,
+            [related[number] for number in judged],
+            [found.perplexities[number] for number in judged],
+            [found.masked[number] for number in judged],
+            kept,
+            pairing_broken=pairing_broken,
         )
         notes += more
     consistency = facts.consistency
@@ -238,32 +274,5 @@ def _together(
         notes=(*facts.notes, *notes),
         generation=found.generation,
         consistency=consistency,
-        problem=_base_broken(parent, found.perplexities) or facts.problem,
+        base_problem=problem,
     )
-
-
-def _base_broken(parent: Subject, measured: Sequence[Perplexity]) -> str:
-    """Why nothing can be said of the child by its base: it is itself worse than guessing on every corpus. Else ""."""
-    if not measured or not all(worse_than_guessing(perplexity) for perplexity in measured):
-        return ""
-    first = measured[0]
-    said = (
-        f"the base itself is broken: its perplexity on {printable(first.corpus, 80)} is "
-        f"{perplexity_text(first.value)}, worse than guessing, so it cannot judge this file"
-    )
-    own = _errors_of(parent)
-    if not own and any(map(unsettled, measured)):
-        return ""  # of a few windows only: the child's own doubt says what to do
-    if own:
-        return f"{said}; its own check finds {own}: mend it, or name the right base"
-    return f"{said}; is it the right folder, with its own tokenizer, class and biases?"
-
-
-def _errors_of(parent: Subject) -> str:
-    from gqacheck.rules import RULES
-    from gqacheck.rules.rule import Severity
-    from gqacheck.rules.run import run_rules
-
-    findings, _ = run_rules(parent, [rule for rule in RULES if rule.claim != "runtime"], tolerant=True)
-    codes = dict.fromkeys(f"{f.code} {f.slug}" for f in findings if f.severity is Severity.ERROR)
-    return ", ".join(list(codes)[:4])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,8 +17,10 @@ from gqacheck.geometry.facts import Geometry
 from gqacheck.geometry.outcomes import Check, Comparison, Consistency
 from gqacheck.runtime.backends import NotSwitchable, evaluating, run_under
 from gqacheck.runtime.cache_indices import adopt_cache_indices
-from gqacheck.runtime.configure import one_line
+from gqacheck.runtime.comparing import NotFinite, against, compare, failure, impossible, raised
 from gqacheck.runtime.induction import measure_induction, ordinary_ids
+from gqacheck.runtime.running import device_of
+from gqacheck.runtime.scoring import Tally
 from gqacheck.text import printable
 
 TOLERANCES: Mapping[str, Mapping[Check, float]] = {
@@ -59,13 +60,16 @@ def measure_consistency(
     checkpoint: Checkpoint | None = None,
     geometry: Geometry | None = None,
     seed: int = 0,
+    tally: Tally | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Consistency:
     """Whether ``model`` gives the same logits with other attention code, with a cache, and in a padded batch.
 
     ids: a text to do it on, of which the first 50 ids are used; seeded random ordinary ids without one. encoder: names
     tokens in messages. checkpoint, geometry: a whole-module pickle's own cache indices are used then (see
-    ``adopt_cache_indices``). The model's mode, attention implementation and cache indices are as before afterwards.
+    ``adopt_cache_indices``). tally: gets the logits of the plain pass; where those are NaN or infinite under every
+    attention implementation, nothing else is compared. The model's mode, attention implementation and cache indices
+    are as before afterwards.
 
     Raises:
         Exception: whatever the plain forward pass raises under either backend, or out of memory. What only one way of
@@ -76,7 +80,6 @@ def measure_consistency(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())  # not inference_mode: a live model may keep tensors made here
         stack.enter_context(evaluating(model))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
         if checkpoint is not None and geometry is not None:
             sentence = stack.enter_context(adopt_cache_indices(model, checkpoint, geometry))
             notes += [sentence] if sentence else []
@@ -87,10 +90,8 @@ def measure_consistency(
             comparisons += step(probe)
             if progress is not None:
                 progress("consistency", done + 1, len(steps) + 1)
-        broken = probe.full()
-        if isinstance(broken, Exception) and not any(c.check == "backends" and not c.skipped for c in comparisons):
-            raise broken
-        induction = measure_induction(model, seed=seed)
+        _count(probe, comparisons, tally)
+        induction = None if isinstance(probe.full(), NotFinite) else measure_induction(model, seed=seed)
         if progress is not None:
             progress("consistency", len(steps) + 1, len(steps) + 1)
     return Consistency(
@@ -102,11 +103,31 @@ def measure_consistency(
     )
 
 
+def _count(probe: Probe, comparisons: Sequence[Comparison], tally: Tally | None) -> None:
+    """Adds the logits of the plain pass to ``tally``. Raises what it raised.
+
+    Neither where one backend is found at fault: that comparison says it.
+    """
+    full = probe.full()
+    told = any(one.check == "backends" and not one.skipped and not one.agrees for one in comparisons)
+    if isinstance(full, Exception):
+        if not told and not isinstance(full, NotFinite):
+            raise full
+        if not told and isinstance(full, NotFinite):
+            probe.tally = Tally(full.logits, full.count)
+    elif not probe.tally.non_finite:
+        probe.tally = Tally(full.numel())
+    if tally is not None:
+        tally.logits += probe.tally.logits
+        tally.non_finite += probe.tally.non_finite
+
+
 @dataclass(slots=True)
 class Probe:
     """The model with the ids [T] that it is tried on. ``experts``: routers choose, so near ties may fall otherwise.
 
-    reference: the logits [T, V] of one pass over all of them, or the error that it raised; filled when first needed.
+    reference: the logits [T, V] of one pass over all of them, the error that it raised, or that they are not finite;
+    filled when first needed. tally: logits that were no numbers whichever way the model was run.
     """
 
     model: Any
@@ -115,6 +136,7 @@ class Probe:
     experts: bool
     encoder: Any = None
     reference: torch.Tensor | Exception | None = None
+    tally: Tally = field(default_factory=Tally)
 
     def tolerance(self, check: Check) -> float:
         """Largest difference that the dtype explains, in standard deviations of the logits."""
@@ -126,10 +148,11 @@ class Probe:
         return _wide(self.model(input_ids=batch, use_cache=False, **options).logits)
 
     def full(self) -> torch.Tensor | Exception:
-        """The logits [T, V] of all ids in one pass, or what that raised."""
+        """The logits [T, V] of all ids in one pass, what that raised, or ``NotFinite``."""
         if self.reference is None:
             try:
-                self.reference = self.run(self.ids)[0]
+                logits = self.run(self.ids)[0]
+                self.reference = logits if bool(torch.isfinite(logits).all()) else NotFinite(logits)
             except (torch.OutOfMemoryError, MemoryError):
                 raise
             except Exception as error:  # reported by whoever asked for a forward pass
@@ -158,7 +181,7 @@ def make_probe(model: Any, ids: Sequence[int] | None, encoder: Any, seed: int) -
     if len(usable) < min(length, _SHORTEST):
         usable = ordinary_ids(model, length, seed=seed)
     experts = any("expert" in name for name, _ in model.named_parameters())
-    return Probe(model, torch.tensor(usable, device=embedding.device), embedding.dtype, experts, encoder)
+    return Probe(model, torch.tensor(usable, device=device_of(model)), embedding.dtype, experts, encoder)
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:
@@ -175,12 +198,13 @@ def _backends(probe: Probe) -> Iterator[Comparison]:
     eager, sdpa = results["eager"], results["sdpa"]
     failed = {name: error for name, error in results.items() if isinstance(error, Exception)}
     if isinstance(eager, torch.Tensor) and isinstance(sdpa, torch.Tensor):
-        yield _compare(probe, "backends", _BACKENDS_WAYS, sdpa, eager, [range(len(eager))])
+        parts = [range(len(eager))]
+        yield compare(probe, "backends", _BACKENDS_WAYS, sdpa, eager, parts, names=("under sdpa", "under eager"))
     elif len(failed) == 2:
-        yield Comparison("backends", _BACKENDS_WAYS, skipped=f"both raise {_raised(failed['eager'])}")
+        yield Comparison("backends", _BACKENDS_WAYS, skipped=f"both raise {raised(failed['eager'])}")
     else:
         ((name, error),) = failed.items()
-        yield _failure(probe, "backends", _BACKENDS_WAYS, error, f"{name} raises")
+        yield failure(probe, "backends", _BACKENDS_WAYS, error, f"{name} raises")
 
 
 def _cache(probe: Probe) -> Iterator[Comparison]:
@@ -193,7 +217,7 @@ def _cache(probe: Probe) -> Iterator[Comparison]:
         else f"a KV cache beside {_CACHE}"
     )
     if isinstance(full, Exception) or len(sizes) < 3:
-        yield _impossible("cache", what, full)
+        yield impossible("cache", what, full)
         return
     past, pieces, start = None, [], 0
     for size in sizes:
@@ -203,7 +227,7 @@ def _cache(probe: Probe) -> Iterator[Comparison]:
             raise
         except Exception as error:  # the finding: the full pass runs
             place = "the first pass with a cache" if start == 0 else f"passing {size} tokens after {start} cached ones"
-            yield _failure(probe, "cache", what, error, f"{place} raises")
+            yield failure(probe, "cache", what, error, f"{place} raises")
             return
         past = getattr(output, "past_key_values", None)
         if past is None:
@@ -215,7 +239,7 @@ def _cache(probe: Probe) -> Iterator[Comparison]:
     if ours.shape != full.shape:
         yield Comparison("cache", what, skipped=f"it gives logits for {len(ours)} of {length} tokens only")
         return
-    yield _compare(probe, "cache", what, ours, full, [range(sizes[0]), range(sizes[0], length)])
+    yield compare(probe, "cache", what, ours, full, [range(sizes[0]), range(sizes[0], length)])
 
 
 def cache_steps(length: int) -> list[int]:
@@ -234,13 +258,13 @@ def _prefix(probe: Probe) -> Iterator[Comparison]:
     what = "the same beginning before two different endings"
     full, half = probe.full(), len(probe.ids) // 2
     if isinstance(full, Exception) or half < 2:
-        yield _impossible("prefix", what, full)
+        yield impossible("prefix", what, full)
         return
     other = torch.cat([probe.ids[:half], probe.ids[half:].roll(1).flip(0)])
     if torch.equal(other, probe.ids):
         yield Comparison("prefix", what, skipped="the text's second half is one token repeated")
         return
-    yield from _against(probe, "prefix", what, lambda: probe.run(other)[0, :half], full[:half], [range(half)])
+    yield from against(probe, "prefix", what, lambda: probe.run(other)[0, :half], full[:half], [range(half)])
 
 
 def _padding(probe: Probe) -> Iterator[Comparison]:
@@ -252,7 +276,7 @@ def _padding(probe: Probe) -> Iterator[Comparison]:
     for side in ("left", "right"):
         what = f"a text padded on the {side} beside {_PADDING}"
         if isinstance(full, Exception) or length < 3:
-            yield _impossible("padding", what, full)
+            yield impossible("padding", what, full)
         elif "attention_mask" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             yield Comparison("padding", what, skipped=f"{type(probe.model).__name__} takes no attention mask")
         elif probe.dtype == torch.float64 and getattr(probe.model.config, "_attn_implementation", None) == "eager":
@@ -268,7 +292,7 @@ def _padding(probe: Probe) -> Iterator[Comparison]:
                 options["position_ids"] = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)  # as generate() makes them
             logits = partial(_padded, probe, torch.stack([probe.ids, row]), options, mask[1].bool())
             reference = torch.cat([probe.run(short)[0], full])
-            yield from _against(probe, "padding", what, logits, reference, [range(pad, length), range(length)])
+            yield from against(probe, "padding", what, logits, reference, [range(pad, length), range(length)])
 
 
 def _padded(probe: Probe, batch: torch.Tensor, options: Mapping[str, torch.Tensor], real: torch.Tensor) -> torch.Tensor:
@@ -283,74 +307,3 @@ def _filler(probe: Probe) -> torch.Tensor:
     own = getattr(probe.model.config, "pad_token_id", None)
     chosen = own if isinstance(own, int) and 0 <= own < rows else (int(probe.ids[-1]) + 1) % rows
     return torch.tensor([chosen], device=probe.ids.device)
-
-
-def _against(
-    probe: Probe,
-    check: Check,
-    what: str,
-    forward: Callable[[], torch.Tensor],
-    reference: torch.Tensor,
-    parts: Sequence[range],
-) -> Iterator[Comparison]:
-    """``forward`` beside ``reference``; what it raises is a difference."""
-    try:
-        ours = forward()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # the plain pass runs, so this way of running is what fails
-        yield _failure(probe, check, what, error, "it raises")
-        return
-    yield _compare(probe, check, what, ours, reference, parts)
-
-
-def _compare(
-    probe: Probe, check: Check, what: str, ours: torch.Tensor, reference: torch.Tensor, parts: Sequence[range]
-) -> Comparison:
-    """Both logits [N, V], of the tokens at the positions of ``parts``; NaN where one is not finite."""
-    positions = [position for part in parts for position in part]
-    odd = ~(torch.isfinite(ours) & torch.isfinite(reference)).all(-1)
-    if odd.any():
-        place = positions[int(odd.nonzero()[0])]
-        both = not torch.isfinite(ours).all() and not torch.isfinite(reference).all()
-        where = f"NaN or infinite {'both ways' if both else 'one way only'}, first at position {place}"
-        return Comparison(check, what, math.nan, probe.tolerance(check), where)
-    gaps = (ours - reference).abs().amax(-1).double().cpu()
-    spread = float(reference.double().std())
-    at = _judged(gaps, parts, median=probe.experts)
-    gap = float(gaps[at])
-    difference = gap / spread if spread > 0 else (0.0 if gap == 0 else math.inf)
-    where = f"position {positions[at]}, {probe.token(positions[at])}" if gap else "equal to the bit"
-    if probe.experts and gap:
-        where += " (the median position, for routers choose)"
-    return Comparison(check, what, difference, probe.tolerance(check), where)
-
-
-def _judged(gaps: torch.Tensor, parts: Sequence[range], *, median: bool) -> int:
-    """Index of the largest gap [N]; with ``median`` of the largest among the medians of the parts.
-
-    A router's near tie may fall the other way after any rounding, and then that position is another sum altogether:
-    that does not move the median position, and what is wrong in most positions does.
-    """
-    if not median:
-        return int(gaps.argmax())
-    found, start = [], 0
-    for part in parts:
-        order = gaps[start : start + len(part)].argsort()
-        found.append(start + int(order[len(order) // 2]))
-        start += len(part)
-    return max(found, key=lambda index: float(gaps[index]))
-
-
-def _failure(probe: Probe, check: Check, what: str, error: Exception, how: str) -> Comparison:
-    return Comparison(check, what, math.inf, probe.tolerance(check), f"{how} {_raised(error)}")
-
-
-def _raised(error: Exception) -> str:
-    return printable(f"{type(error).__name__}: {one_line(error)}", 240)
-
-
-def _impossible(check: Check, what: str, full: torch.Tensor | Exception) -> Comparison:
-    if isinstance(full, Exception):
-        return Comparison(check, what, skipped=f"the plain forward pass raises {_raised(full)}")
-    return Comparison(check, what, skipped=f"the model has positions for {len(full)} tokens only")

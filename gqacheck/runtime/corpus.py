@@ -10,7 +10,7 @@ from pathlib import Path
 from gqacheck.errors import ReadError, UsageError
 from gqacheck.runtime.corpora.asked import NAMED, SMOKE, Asked, parse_asked, unknown
 from gqacheck.runtime.corpora.files import MAX_TEXT_BYTES as MAX_TEXT_BYTES
-from gqacheck.runtime.corpora.files import is_data_file, read_rows, read_text
+from gqacheck.runtime.corpora.files import Rows, is_data_file, read_rows, read_text
 from gqacheck.runtime.corpora.wikitext import (
     TEST_ROWS,
     TEST_SHA256,
@@ -20,6 +20,7 @@ from gqacheck.runtime.corpora.wikitext import (
     rows_of,
 )
 from gqacheck.runtime.protocols import DEFAULT_PROTOCOL, Protocol, parse_protocol
+from gqacheck.text import printable
 
 C4_ROWS = 1100
 """Documents of C4's validation file that GPTQ, SparseGPT and Wanda read."""
@@ -109,8 +110,8 @@ def _find(wanted: Asked, kind: str) -> _Text:
 
 def _wikitext2(wanted: Asked, kind: str) -> _Text:
     if wanted.source:
-        rows, raw = _rows_of_file(wanted)
-        rows = rows_of(raw) if raw else rows
+        found, raw = _rows_of_file(wanted)
+        rows = rows_of(raw) if raw else found.texts
     else:
         from gqacheck.runtime.corpora.hub import wikitext_rows
 
@@ -135,8 +136,8 @@ def _ptb(wanted: Asked, kind: str) -> _Text:
             "(ptb.valid.txt for llm-pruner, ptb.test.txt for gptq; or .jsonl, .parquet with the column sentence); "
             "its literal <unk> is read as it stands"
         )
-    rows, raw = _rows_of_file(wanted)
-    rows = tuple(line.strip() for line in raw.removesuffix("\n").split("\n")) if raw else rows
+    found, raw = _rows_of_file(wanted)
+    rows = tuple(line.strip() for line in raw.removesuffix("\n").split("\n")) if raw else found.texts
     split = _PTB_SPLITS.get(len(rows))
     note = f"{split} split" if split else f"{len(rows)} lines, not those of a split of the Penn Treebank"
     read = {"llm-pruner": "validation", "gptq": "test"}.get(kind)
@@ -156,7 +157,8 @@ def _c4(wanted: Asked, kind: str) -> _Text:
             "c4 is too large to fetch: give its validation file, --ppl c4=FILE "
             "(en/c4-validation.00000-of-00008.json.gz, or another .jsonl or .parquet with the column text)"
         )
-    rows, raw = _rows_of_file(wanted, C4_ROWS)
+    found, raw = _rows_of_file(wanted, C4_ROWS)
+    rows = found.texts
     if raw:
         raise UsageError(
             f"{wanted.source} is plain text, and c4 is documents: give a .jsonl, .json.gz or .parquet file"
@@ -171,7 +173,7 @@ def _dataset(wanted: Asked) -> _Text:
     from gqacheck.runtime.corpora.hub import dataset_rows
 
     rows = dataset_rows(wanted.source, dict(wanted.options), limit=wanted.rows)
-    return _Text((Segment(os.path.basename(wanted.source.rstrip("/")), rows, "\n\n"),), _how_many(wanted, rows))
+    return _Text((Segment(os.path.basename(wanted.source.rstrip("/")), rows.texts, "\n\n"),), _how_many(wanted, rows))
 
 
 def _file(wanted: Asked) -> _Text:
@@ -184,10 +186,10 @@ def _file(wanted: Asked) -> _Text:
     name = os.path.basename(path)
     if raw:
         return _Text((Segment(name, (raw,)),))
-    return _Text((Segment(name, rows, "\n\n"),), _how_many(wanted, rows))
+    return _Text((Segment(name, rows.texts, "\n\n"),), _how_many(wanted, rows))
 
 
-def _rows_of_file(wanted: Asked, limit: int | None = None) -> tuple[tuple[str, ...], str]:
+def _rows_of_file(wanted: Asked, limit: int | None = None) -> tuple[Rows, str]:
     """The rows of a data file or saved folder, and ""; for a file of text no rows, and the text."""
     path, column = wanted.source, wanted.options.get("column", "")
     if os.path.isdir(path):
@@ -200,12 +202,15 @@ def _rows_of_file(wanted: Asked, limit: int | None = None) -> tuple[tuple[str, .
     if wanted.options:
         raise UsageError(f"{path} is plain text, without columns or rows: leave out ?{'&'.join(wanted.options)}")
     if path.lower().endswith(".gz"):
-        raise UsageError(f"{path} is compressed text: decompress it first (only .jsonl.gz and .json.gz are read as is)")
-    return (), read_text(path)
+        raise ReadError(f"{path} is compressed text: decompress it first (only .jsonl.gz and .json.gz are read as is)")
+    return Rows((), ""), read_text(path)
 
 
-def _how_many(wanted: Asked, rows: tuple[str, ...]) -> str:
-    return f"the first {len(rows)} rows, as asked" if wanted.rows else f"{len(rows)} rows, an empty line between two"
+def _how_many(wanted: Asked, rows: Rows) -> str:
+    column = printable(rows.column, 60)
+    if wanted.rows:
+        return f"the first {len(rows.texts)} rows of column {column}, as asked"
+    return f"{len(rows.texts)} rows of column {column}, an empty line between two"
 
 
 def _fingerprint(segments: tuple[Segment, ...]) -> str:

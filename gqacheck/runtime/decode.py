@@ -19,6 +19,7 @@ import torch
 
 from gqacheck.errors import UsageError
 from gqacheck.runtime.configure import CannotRun, one_line
+from gqacheck.runtime.running import device_of
 from gqacheck.runtime.tokenizer import make_encoder, pass_on
 
 Ending: TypeAlias = Literal["end", "length", "positions"]
@@ -37,6 +38,19 @@ class Step:
     nlls: tuple[float, ...]
 
 
+class NotFinite(CannotRun):
+    """No token can be chosen: ``count`` of ``logits`` are NaN or infinite at the ``token``-th one of the text."""
+
+    def __init__(self, count: int, logits: int, token: int) -> None:
+        hint = "look for NaN in the weights (--ppl)" if token == 1 else "look at the KV cache (--consistency)"
+        super().__init__(
+            f"{count:,} of {logits:,} logits are NaN or infinite at token {token} of the text, so none can be chosen: "
+            f"repeat it with --dtype float32, or {hint}",
+            stage="generation",
+        )
+        self.count, self.logits, self.token = count, logits, token
+
+
 @torch.inference_mode()
 def decode(
     model: Any,
@@ -53,7 +67,7 @@ def decode(
     whole text again for every token.
 
     Raises:
-        CannotRun: at stage ``generation``: logits that are NaN or infinite.
+        NotFinite: logits that are NaN or infinite.
     """
     ids, cache = prompts, None
     fed = prompts
@@ -98,11 +112,7 @@ def _refuse_non_finite(logits: torch.Tensor, number: int) -> None:
         return
     row = int((bad.any(-1) | empty).nonzero()[0])
     count = int((~torch.isfinite(logits[row])).sum())
-    raise CannotRun(
-        f"{count:,} of {logits.shape[-1]:,} logits are NaN or infinite at token {number + 1} of the text, so none "
-        "can be chosen: repeat it with --dtype float32, or look for NaN in the weights (--ppl)",
-        stage="generation",
-    )
+    raise NotFinite(count, logits.shape[-1], number + 1)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -211,7 +221,7 @@ def stream_text(
         )
     steps = min(max_new_tokens, room)
     uniforms = torch.rand((1, steps), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    start = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    start = torch.tensor([ids], device=device_of(model))
     stops, pieces = stop_ids(model, tokenizer), TextPieces(tokenizer, ids)
     ending: Ending = "length" if steps == max_new_tokens else "positions"
     for step in decode(model, start, uniforms, steps=steps, temperature=temperature, top_p=top_p):

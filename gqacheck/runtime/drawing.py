@@ -24,6 +24,7 @@ import torch
 from gqacheck.runtime import degenerate
 from gqacheck.runtime.configure import CannotRun
 from gqacheck.runtime.decode import decode, positions_of, stop_ids, text_of
+from gqacheck.runtime.running import device_of
 from gqacheck.runtime.tokenizer import TextEncoder, make_encoder
 from gqacheck.runtime.unigram import unigram_nll
 
@@ -120,7 +121,8 @@ def draw(
 
     Raises:
         MissingTokenizer: the tokenizer cannot encode.
-        CannotRun: ids beyond the embedding, no position left to write in, or logits that are NaN or infinite.
+        CannotRun: ids beyond the embedding, or no position left to write in.
+        NotFinite: logits that are NaN or infinite.
     """
     started = time.perf_counter()
     encoder = make_encoder(tokenizer)
@@ -189,7 +191,7 @@ def _write(
 ) -> list[tuple[tuple[int, ...], float, bool]]:
     """(ids, mean loss, whether EOS ended it) of each text of a batch."""
     stops = stop_ids(model, tokenizer)
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     ids: list[list[int]] = [[] for _ in starts]
     losses: list[list[float]] = [[] for _ in starts]
     ended, done = [False] * len(starts), [False] * len(starts)
@@ -242,7 +244,7 @@ def _reading(model: Any, encoder: TextEncoder, language: str) -> Reading:
 
 def _losses(model: Any, ids: Sequence[int], first: int) -> list[float]:
     """Loss (nats) of each of ``ids`` from position ``first`` on, by one pass without a cache."""
-    tokens = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+    tokens = torch.tensor([list(ids)], device=device_of(model))
     logits = model(input_ids=tokens, use_cache=False, return_dict=True).logits[0, first - 1 : -1].float()
     picked = logits.gather(-1, tokens[0, first:, None].to(logits.device)).squeeze(-1)
     found: list[float] = (logits.logsumexp(-1) - picked).tolist()

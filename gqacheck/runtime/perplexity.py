@@ -208,7 +208,7 @@ def _facts(
 
 def _note(run: int, in_all: int, stopped: bool) -> str:
     if stopped:
-        return f"stopped after {run} of {in_all} windows: broken for certain; the value is not comparable"
+        return f"stopped after {run} of {in_all} windows: certainly worse than guessing; the value is not comparable"
     return "" if run == in_all else f"{run} of {in_all} windows: not comparable with a complete run"
 
 

@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gqacheck.checkpoint import Checkpoint
 from gqacheck.errors import GqacheckError, UsageError
 from gqacheck.geometry.facts import Geometry, Subject
 from gqacheck.geometry.outcomes import Consistency, Perplexity, RuntimeFacts
+from gqacheck.runtime.doubts import settled
 from gqacheck.runtime.left import Left, judged_alone
 from gqacheck.runtime.running import (
     Progress,
@@ -27,6 +28,7 @@ from gqacheck.runtime.running import (
     choose_dtype,
     rebuilt,
     require_run_extra,
+    undisturbed,
 )
 from gqacheck.text import printable
 
@@ -50,12 +52,13 @@ def run_check(subject: Subject, request: Request, *, pairing_broken: bool = Fals
         subject.checkpoint, subject.geometry, request, beside=base.checkpoint if base is not None else None
     )
     if base is None or facts.failure is not None:
-        return judged_alone(facts, left)
+        return settled(subject, judged_alone(facts, left))
     from gqacheck.rules.perplexity import worse_than_guessing
     from gqacheck.runtime.beside import run_beside
 
     explain = pairing_broken or any(worse_than_guessing(perplexity) for perplexity in facts.perplexities)
-    return run_beside(subject, base, facts, left, request, explain=explain, pairing_broken=pairing_broken)
+    together = run_beside(subject, base, facts, left, request, explain=explain, pairing_broken=pairing_broken)
+    return settled(subject, together)
 
 
 def run_model(
@@ -98,12 +101,11 @@ def run_child(
     from gqacheck.runtime.quiet import quiet_and_offline
 
     started = time.perf_counter()
-    _refuse_numbers(request)
+    _refuse_two_places(request)
     where = check_device(None if request.device_map else request.device)
     left = Left(corpora=_load_corpora(request.corpora))
     gathered = _Gathered()
-    with quiet_and_offline(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.seed)
+    with quiet_and_offline(), undisturbed(request.seed):
         try:
             with opened(checkpoint, geometry, request, gathered, beside) as running:
                 left.encoder = running.encoder
@@ -138,6 +140,7 @@ class _Gathered:
     consistency: Consistency | None = None
     logits: int = 0
     non_finite: int = 0
+    non_finite_from: int = 0
     failure: str | None = None
     stage: str | None = None
 
@@ -149,6 +152,7 @@ class _Gathered:
             failure_stage=self.stage,
             non_finite=self.non_finite,
             logits_seen=self.logits,
+            non_finite_from=self.non_finite_from,
             notes=self.notes,
             device=self.where,
             dtype=self.dtype,
@@ -205,39 +209,42 @@ def _measure_all(
     *,
     beside: bool,
 ) -> None:
+    from gqacheck.runtime.cache_indices import adopt_cache_indices
+    from gqacheck.runtime.consistency import measure_consistency
+    from gqacheck.runtime.decode import NotFinite
+    from gqacheck.runtime.generation import draw
     from gqacheck.runtime.scoring import Tally
 
     tally = Tally()
     try:
         for corpus in left.corpora:
             gathered.perplexities.append(_measure_one(running, corpus, request, left, tally, beside=beside))
+        if request.consistency:  # also of a model that gave NaN: it may be one attention implementation alone
+            gathered.doing = "the consistency check"
+            gathered.consistency = measure_consistency(
+                running.model,
+                ids=_some_ids(running),
+                encoder=running.encoder,
+                checkpoint=None if request.live is not None else checkpoint,
+                geometry=geometry,
+                seed=request.seed,
+                tally=tally,
+                progress=request.progress,
+            )
+        if request.generate and not tally.non_finite:
+            gathered.doing = "generation"
+            assert running.encoder is not None
+            with adopt_cache_indices(running.model, checkpoint, geometry) as note:
+                gathered.notes += (note,) if note else ()
+                left.drawn = draw(
+                    running.model, running.encoder.tokenizer, seed=request.seed, progress=request.progress
+                )
+    except NotFinite as error:
+        tally.logits += error.logits
+        tally.non_finite += error.count
+        gathered.non_finite_from = error.token if error.token > 1 else 0
     finally:
         gathered.logits, gathered.non_finite = tally.logits, tally.non_finite
-    if not (request.generate or request.consistency) or tally.non_finite:
-        return  # of a model that gives NaN no further question is asked: GQA702 says it
-    from gqacheck.runtime.cache_indices import adopt_cache_indices
-
-    if request.consistency:
-        from gqacheck.runtime.consistency import measure_consistency
-
-        gathered.doing = "the consistency check"
-        gathered.consistency = measure_consistency(
-            running.model,
-            ids=_some_ids(running),
-            encoder=running.encoder,
-            checkpoint=None if request.live is not None else checkpoint,
-            geometry=geometry,
-            seed=request.seed,
-            progress=request.progress,
-        )
-    if request.generate:
-        from gqacheck.runtime.generation import draw
-
-        gathered.doing = "generation"
-        assert running.encoder is not None
-        with adopt_cache_indices(running.model, checkpoint, geometry) as note:
-            left.drawn = draw(running.model, running.encoder.tokenizer, seed=request.seed, progress=request.progress)
-        gathered.notes += (note,) if note else ()
 
 
 def _measure_one(
@@ -270,7 +277,7 @@ def _measure_one(
         observe=footprint.observe if footprint is not None else None,
         progress=request.progress,
     )
-    return replace(found, bos_value=with_bos(running, corpus, found))
+    return with_bos(running, corpus, plan, found)
 
 
 def _some_ids(running: Running) -> list[int] | None:
@@ -311,10 +318,13 @@ def _same_digits(measured: Sequence[Perplexity]) -> str:
         for other in measured[:number]:
             same = one.protocol_name == other.protocol_name and one.value == other.value
             if same and math.isfinite(one.value) and abs(one.value / one.vocab_size - 1) > 1e-6:
-                return (
-                    f"corpora {other.corpus} and {one.corpus} gave the same digits ({one.value:.10g}): the same text "
-                    "was read twice, so one of them was not measured"
+                alike = [s.window_nlls for s in one.segments] == [s.window_nlls for s in other.segments]
+                said = (
+                    "the windows read of them are identical, so the second proves nothing"
+                    if alike and one.fingerprint != other.fingerprint
+                    else "the same text was read twice, so one of them was not measured"
                 )
+                return f"corpora {other.corpus} and {one.corpus} gave the same digits ({one.value:.10g}): {said}"
     return ""
 
 
@@ -331,13 +341,7 @@ def _too_few(measured: Sequence[Perplexity]) -> str:
     return ""
 
 
-def _refuse_numbers(request: Request) -> None:
-    for name in ("limit", "batch_size"):
-        value = getattr(request, name)
-        if value is not None and (type(value) is not int or value < 1):
-            raise UsageError(f"{name} counts windows: give a whole number, at least 1, not {printable(value, 40)}")
-    if type(request.seed) is not int:
-        raise UsageError(f"seed is a whole number, not {printable(request.seed, 40)}")
+def _refuse_two_places(request: Request) -> None:
     if request.device is not None and request.device_map is not None:
         raise UsageError("--device and --device-map both say where the model runs: give one of them")
 

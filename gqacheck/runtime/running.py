@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -60,6 +60,52 @@ class Running:
 
 
 @contextmanager
+def undisturbed(seed: int) -> Iterator[None]:
+    """Inside, random numbers start from ``seed`` and autocast is off; what the caller had is put back on the way out.
+
+    Under a caller's autocast a float32 model would compute in another dtype than the one that is reported. Only the
+    generators that can be put back are seeded: ``torch.manual_seed`` reaches those of every device.
+    """
+    import torch
+
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def device_of(model: Any) -> torch.device:
+    """Where ``model`` takes its ids: where it computes, for a model whose weights accelerate keeps somewhere else.
+
+    Raises:
+        CannotRun: its weights are on ``meta``, and nothing brings them from anywhere.
+    """
+    import torch
+
+    from gqacheck.runtime.configure import CannotRun
+
+    embedding = model.get_input_embeddings()
+    for module in (embedding, model):
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):  # accelerate puts several into one
+            where = getattr(one, "execution_device", None)
+            if where is not None:
+                return torch.device(where)
+    device: torch.device = embedding.weight.device
+    if device.type == "meta":
+        raise CannotRun(
+            "its weights are on the meta device, so there are no numbers to run: load them first", supported=False
+        )
+    return device
+
+
+@contextmanager
 def rebuilt(
     checkpoint: Checkpoint,
     geometry: Geometry,
@@ -84,7 +130,7 @@ def rebuilt(
     adopt_generation_config(model, checkpoint.generation_config)
     if request.device_map:
         model = dispatch(model, request.device_map)
-        where = str(model.get_input_embeddings().weight.device)
+        where = str(device_of(model))
     notes = made.notes
     del made
     try:
@@ -100,6 +146,7 @@ def borrowed(model: Any, encoder: TextEncoder | None) -> Iterator[Running]:
 
     Raises:
         UsageError: it is no causal language model with an embedding and an lm_head.
+        CannotRun: there are no weights to run.
     """
     model = _inside(model)
     for part in ("get_input_embeddings", "get_output_embeddings", "base_model", "config"):
@@ -107,14 +154,36 @@ def borrowed(model: Any, encoder: TextEncoder | None) -> Iterator[Running]:
             raise UsageError(f"a {type(model).__name__} cannot be run on text: it has no {part} of transformers")
     if model.get_input_embeddings() is None or model.get_output_embeddings() is None:
         raise UsageError(f"a {type(model).__name__} cannot be run on text: it has no embedding or no lm_head")
-    weight = model.get_input_embeddings().weight
+    where = str(device_of(model))
+    dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield Running(model, encoder, str(weight.device), str(weight.dtype).removeprefix("torch."))
+        with _own_forward(model):
+            yield Running(model, encoder, where, dtype)
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Inside, ``model`` runs without the autocast that ``Accelerator.prepare`` put around its forward.
+
+    A Trainer with ``bf16=True`` does that before training begins; ``undisturbed`` cannot reach it.
+    """
+    wrapped, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    inner, wanted = getattr(wrapped, "__func__", wrapped), getattr(own, "__func__", own)
+    while inner is not wanted and hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    if own is None or inner is not wanted:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 def _inside(model: Any) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from gqacheck.runtime.running import device_of
+
 _LOGITS_AT_ONCE = 1 << 25  # elements of one float32 chunk of logits: 128 MiB
 _IN_CACHE = 1 << 21  # elements that are reduced at once on a CPU: what a cache holds is not read twice
 _BLOCK_ROWS = 1024  # positions of a block of part of the vocabulary: the more, the fewer times lm_head is read
@@ -203,7 +205,7 @@ class Scorer:
         self.model = model
         self.tally = tally
         self.observe = observe
-        self.device = model.get_input_embeddings().weight.device
+        self.device = device_of(model)
         with torch.inference_mode():
             self.chunked = head_matches_forward(model, torch.tensor([list(probe)], device=self.device))
         self.head = head_of(model)

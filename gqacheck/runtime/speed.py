@@ -22,7 +22,7 @@ import torch
 from gqacheck.errors import GqacheckError, reason_of
 from gqacheck.runtime.configure import CannotRun, one_line
 from gqacheck.runtime.quiet import quiet_and_offline
-from gqacheck.runtime.running import Progress, Running
+from gqacheck.runtime.running import Progress, Running, device_of
 
 ROUNDS = 5
 PROMPT = 256
@@ -179,7 +179,7 @@ class _Rounds:
     @torch.inference_mode()
     def _time(self, model: Any, ids: torch.Tensor) -> tuple[float, float]:
         """Tokens per second of the prefill and of the decoding."""
-        ids = ids.to(model.get_input_embeddings().weight.device)
+        ids = ids.to(device_of(model))
         last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         reading = writing = 0.0
         repeats = 0

@@ -1,7 +1,7 @@
 """Public building blocks for tests: tiny checkpoints of every container, tiny models, and the contract of a pruner.
 
 Importing this package imports neither torch nor hypothesis. ``sketch``, ``writers`` and ``cuts`` make checkpoints with
-the standard library alone; the names below need ``pip install 'gqacheck[run]' hypothesis pytest``::
+the standard library alone; the names below need ``pip install 'gqacheck[testing]'``::
 
     >>> from gqacheck.testing import PrunerContract
     >>> class TestMyPruner(PrunerContract):

@@ -20,10 +20,20 @@ class ContractViolation(AssertionError):
 
 def violation(what: str, case: PruningCase, report: CheckpointReport | None = None) -> ContractViolation:
     """The complaint, ready to be raised."""
-    lines = [what, f"  model  {case.config}", f"  asked  {case.request}"]
+    told = f"{what}\n{in_words(case)}"
     if report is not None:
-        lines += ["", render_checkpoint(report).rstrip()]
-    return ContractViolation("\n".join(lines))
+        told += f"\n\n{render_checkpoint(report).rstrip()}"
+    return ContractViolation(f"{told}\n\n{in_code(case)}")
+
+
+def in_words(case: PruningCase) -> str:
+    """The model and the request, a line each."""
+    return f"  model  {case.config}\n  asked  {case.request}"
+
+
+def in_code(case: PruningCase) -> str:
+    """The same, to be pasted."""
+    return f"config = {case.config!r}\nrequest = {case.request!r}"
 
 
 def one_line(error: BaseException) -> str:

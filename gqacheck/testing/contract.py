@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, Phase, given, note, reject, settings
-
-from gqacheck.errors import UsageError
+from gqacheck.errors import MissingDependency, UsageError
 from gqacheck.testing import holding
 from gqacheck.testing.amounts import hold_amounts, measured
 from gqacheck.testing.complaint import ContractViolation, one_line, violation
-from gqacheck.testing.models import RATIOS, GqaConfig
+from gqacheck.testing.declared import Declared, declared_by
+from gqacheck.testing.models import RATIOS, part_sizes
 from gqacheck.testing.requests import Part, PruningRequest
-from gqacheck.testing.sameness import hold_same, shared_memory
-from gqacheck.testing.strategies import SHARES, PruningCase, pruning_cases
+from gqacheck.testing.sameness import hold_same, hold_ties, shared_memory
+from gqacheck.testing.strategies import SHARES, PruningCase
+from gqacheck.testing.trials import Refused, cases_of, hold_all, noted, random_state
 
 __all__ = ["PrunerContract", "broken_properties"]
 
@@ -51,7 +49,9 @@ class PrunerContract:
     refusals: what it raises when it will not do what it is asked; allowed where a block would have nothing left and
         where a layer range reaches beyond the model.
     tolerated: codes of gqacheck's static rules that it is known to break.
-    examples: how many cases a property is tried with; the environment variable GQACHECK_CASES multiplies it.
+    examples: how many cases a property is tried with, the slower ones a half or a third: first fixed ones in which each
+    part meets every family, with biases and without, and every ratio, then drawn ones. The environment variable
+    GQACHECK_CASES multiplies it.
     """
 
     parts: ClassVar[Sequence[Part]] = ("kv_groups", "mlp")
@@ -65,7 +65,7 @@ class PrunerContract:
     restores_rng: ClassVar[bool] = False
     refusals: ClassVar[tuple[type[Exception], ...]] = (ValueError,)
     tolerated: ClassVar[Sequence[str]] = ()
-    examples: ClassVar[int] = 12
+    examples: ClassVar[int] = 24
 
     def prune(self, model: Any, request: PruningRequest) -> Any:
         """The pruned model: the one method to write. ``model`` is a transformers model in eval mode on the CPU."""
@@ -104,17 +104,19 @@ class PrunerContract:
 
         def is_in_step(case: PruningCase) -> None:
             __tracebackhide__ = True
-            holding.hold_in_step(self._pruned(case), case, self.tolerated)
+            holding.hold_in_step(self._pruned(case), case, self._declared.tolerated)
 
         self._for_all(is_in_step)
 
     def test_what_was_asked_for_goes_and_nothing_else(self) -> None:
-        """Each layer in range loses ratio times its parts, to ``rounding``; other parts and other layers are whole."""
+        """Each layer in range loses ratio times its parts, to ``rounding``; all else is whole, ties included."""
         __tracebackhide__ = True
 
         def removes_what_was_asked(case: PruningCase) -> None:
             __tracebackhide__ = True
-            hold_amounts(self._pruned(case), case, self.rounding, uniform=self.uniform)
+            child = self._pruned(case)
+            hold_amounts(child, case, self.rounding, uniform=self.uniform)
+            hold_ties(child, case)
 
         self._for_all(removes_what_was_asked)
 
@@ -141,10 +143,10 @@ class PrunerContract:
             __tracebackhide__ = True
             try:
                 child = self._raw(case, "float32")
-            except self.refusals as error:
+            except self._declared.refusals as error:
                 self._check_refusal(error, case)
                 return
-            holding.hold_in_step(child, case, self.tolerated)
+            holding.hold_in_step(child, case, self._declared.tolerated)
             for layer, sizes in enumerate(measured(child, case)):
                 if min(sizes.values()) < 1:
                     raise violation(f"layer {layer} is left with {min(sizes.values()):.3g} heads or channels", case)
@@ -163,15 +165,14 @@ class PrunerContract:
                 case.request.ratio, case.request.parts, (start, case.config.n_layers + 2), case.request.seed
             )
             beyond = PruningCase(case.config, request)
-            note(f"with {request}")
             try:
                 child = self._raw(beyond, "float32")
-            except self.refusals as error:
+            except self._declared.refusals as error:
                 self._check_refusal(error, beyond)
                 return
             hold_amounts(child, beyond, self.rounding, uniform=self.uniform)
 
-        self._for_all(survives_a_range_beyond, few=self.examples // 2)
+        self._for_all(survives_a_range_beyond, one_in=2)
 
     def test_saved_model_reloads_as_it_was(self) -> None:
         """Through ``torch.save`` and through ``gqacheck.export_model`` the logits come back equal to the bit."""
@@ -182,7 +183,7 @@ class PrunerContract:
             with tempfile.TemporaryDirectory() as folder:
                 holding.hold_round_trip(self._pruned(case), case, folder)
 
-        self._for_all(reloads, few=self.examples // 3)
+        self._for_all(reloads, one_in=3)
 
     def test_same_request_gives_the_same_model(self) -> None:
         """Whatever was drawn from global random generators before; and with ``restores_rng`` they are left alone."""
@@ -190,16 +191,16 @@ class PrunerContract:
 
         def is_deterministic(case: PruningCase) -> None:
             __tracebackhide__ = True
-            with _random_state(0):
+            with random_state(0):
                 one = self._pruned(case)
-            with _random_state(_RESTLESS) as untouched:
+            with random_state(_RESTLESS) as untouched:
                 other = self._pruned(case)
                 restored = untouched()
             hold_same(one, other, case, "the same request gave two models")
             if self.restores_rng and not restored:
                 raise violation("the state of a global random generator is another one afterwards", case)
 
-        self._for_all(is_deterministic, few=self.examples // 2)
+        self._for_all(is_deterministic, one_in=2)
 
     def test_given_model_is_left_alone(self) -> None:
         """Weights, attributes and config are as before and no memory is shared. Skipped for ``in_place``."""
@@ -216,7 +217,7 @@ class PrunerContract:
                 what = "is the given one" if child is parent else f"shares the memory of {shared} with it"
                 raise violation(f"the given model is to stay, and what came back {what}", case)
 
-        self._for_all(leaves_the_given_model, few=self.examples // 2)
+        self._for_all(leaves_the_given_model, one_in=2)
 
     def test_pruned_model_trains(self) -> None:
         """A backward pass gives every parameter a finite gradient, and a step changes them."""
@@ -226,7 +227,7 @@ class PrunerContract:
             __tracebackhide__ = True
             holding.hold_training(self._pruned(case), case.config.build("float32"), case)
 
-        self._for_all(trains, few=self.examples // 2)
+        self._for_all(trains, one_in=2)
 
     def test_every_way_of_running_it_agrees(self) -> None:
         """Eager and sdpa attention, a KV cache and padded batches give the same logits (GQA707 to GQA709)."""
@@ -236,31 +237,25 @@ class PrunerContract:
             __tracebackhide__ = True
             holding.hold_ways(self._pruned(case), case)
 
-        self._for_all(agrees, few=self.examples // 3)
+        self._for_all(agrees, one_in=3)
 
     # What they are made of
 
+    @property
+    def _declared(self) -> Declared:
+        return declared_by(self)
+
     def _for_all(
-        self, holds: Callable[[PruningCase], None], *, few: int | None = None, shares: Sequence[float] = SHARES
+        self, holds: Callable[[PruningCase], None], *, one_in: int = 1, shares: Sequence[float] = SHARES
     ) -> None:
-        """Runs ``holds`` with as many cases as are due, the same ones every time, and shrinks the one that fails."""
+        """Tries ``holds`` with one in so many of the cases, and fails with the plainest of those that fail."""
         __tracebackhide__ = True
-        count = max(1, self.examples if few is None else few)
-        depth = max(1, _cases_wanted() // _AT_FULL_DEPTH)
-        cases = pruning_cases(self.families, self.ratios, self.parts, shares, layer_ranges=self.layer_ranges)
-        profile = settings(
-            max_examples=count * depth,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            report_multiple_bugs=False,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-        )
+        declared = self._declared
+        count = max(1, self.examples // one_in) * max(1, _cases_wanted() // _AT_FULL_DEPTH)
         try:
-            profile(given(case=cases)(holds))()
+            hold_all(holds, cases_of(holds.__name__, declared, shares, count), declared, shares)
         except ContractViolation as error:
-            told = "\n".join((str(error), *getattr(error, "__notes__", ())))
+            told = str(error)
         else:
             return
         import pytest
@@ -272,10 +267,10 @@ class PrunerContract:
         __tracebackhide__ = True
         try:
             return self._raw(case, dtype)
-        except self.refusals:
-            if not _at_the_edge(case.config, case.request):
+        except self._declared.refusals:
+            if not _at_the_edge(case):
                 raise
-            reject()
+            raise Refused from None
 
     def _raw(self, case: PruningCase, dtype: str) -> Any:
         __tracebackhide__ = True
@@ -285,7 +280,11 @@ class PrunerContract:
         __tracebackhide__ = True
         from torch import nn
 
-        child = self.prune(model, case.request)
+        try:
+            child = self.prune(model, case.request)
+        except Exception as error:
+            noted(error, case)
+            raise
         if not isinstance(child, nn.Module):
             raise violation(f"prune() returned {type(child).__name__} and not a model", case)
         return child
@@ -309,8 +308,15 @@ def broken_properties(contract: type[PrunerContract]) -> dict[str, str]:
 
         >>> broken_properties(TestMyPruner)
         {'same_request_gives_the_same_model': 'the same request gave two models: …'}
+
+    Raises:
+        UsageError: the class declares what makes no sense, or GQACHECK_CASES does: no fault of the pruner's.
+        MissingDependency: something that is needed to try it is not installed.
     """
     import pytest
+
+    declared_by(contract)
+    _cases_wanted()
 
     found = {}
     for name in dir(contract):
@@ -322,6 +328,8 @@ def broken_properties(contract: type[PrunerContract]) -> dict[str, str]:
             continue
         except pytest.fail.Exception as error:
             found[name.removeprefix("test_")] = str(error).partition("\n")[0]
+        except MissingDependency:
+            raise
         except Exception as error:  # the pruner's own
             found[name.removeprefix("test_")] = one_line(error)
     return found
@@ -334,23 +342,6 @@ def _cases_wanted() -> int:
     return int(wanted)
 
 
-def _at_the_edge(config: GqaConfig, request: PruningRequest) -> bool:
+def _at_the_edge(case: PruningCase) -> bool:
     """Whether some way of rounding would leave nothing of a block."""
-    sizes = {"kv_groups": config.n_kv_heads, "queries": config.group_size, "mlp": config.intermediate_size}
-    return any(ceil(request.ratio * sizes[part]) >= sizes[part] for part in request.parts)
-
-
-@contextmanager
-def _random_state(seed: int) -> Iterator[Callable[[], bool]]:
-    """Global random generators in a state of their own, and whether they still are in it; restored afterwards."""
-    import torch
-
-    before = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        state, python = torch.get_rng_state(), random.getstate()
-        try:
-            yield lambda: torch.equal(state, torch.get_rng_state()) and random.getstate() == python
-        finally:
-            random.setstate(before)
+    return any(ceil(case.request.ratio * size) >= size for size in part_sizes(case.config, case.request.parts))

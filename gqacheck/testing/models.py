@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ RATIOS = ((2, 3), (3, 2), (4, 3), (7, 2), (2, 5), (4, 6), (7, 4))
 Never as many KV heads as each has query heads, for then head ``i // group`` and head ``i % group`` look alike.
 """
 VOCABULARY = 61
-_BIASES: Mapping[str, tuple[str, ...]] = {
+BIASES: Mapping[str, tuple[str, ...]] = {
     "llama": ("attention_bias", "mlp_bias"),
     "qwen3": ("attention_bias",),
     "gemma2": ("attention_bias",),
@@ -86,7 +86,7 @@ class GqaConfig:
             "eos_token_id": 2,
             "sliding_window": None,
         }
-        values |= dict.fromkeys(_BIASES.get(self.family, ()), self.bias)
+        values |= dict.fromkeys(BIASES.get(self.family, ()), self.bias)
         if self.family.startswith("gemma"):
             values |= {"query_pre_attn_scalar": self.head_dim, "sliding_window": 8}
         if self.family == "mixtral":
@@ -116,6 +116,12 @@ class GqaConfig:
         if self.family == "mixtral":
             model.set_experts_implementation("eager")
         return model
+
+
+def part_sizes(config: GqaConfig, parts: Iterable[str]) -> list[int]:
+    """How many of each of these parts one layer has, as requests count them."""
+    counts = {"kv_groups": config.n_kv_heads, "queries": config.group_size, "mlp": config.intermediate_size}
+    return [counts[part] for part in parts]
 
 
 def token_ids(rows: int = 2, length: int = 9) -> Any:

@@ -45,6 +45,21 @@ def first_difference(one: Any, other: Any, *, config: bool = True) -> str:
     return ""
 
 
+def hold_ties(child: Any, case: PruningCase) -> None:
+    """What was one parameter under two names, as lm_head and the embedding can be, is one still."""
+    __tracebackhide__ = True
+    now = dict(child.named_parameters(remove_duplicate=False))
+    names: dict[int, str] = {}
+    for name, parameter in case.config.build("float32").named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(parameter), name)
+        if other != name and not _one_tensor(now.get(other), now.get(name)):
+            raise violation(f"{printable(name)} and {printable(other)} were one tensor and are two", case)
+
+
+def _one_tensor(one: Any, other: Any) -> bool:
+    return one is not None and other is not None and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
 def _numbers(module: Any) -> Iterator[tuple[str, int]]:
     """Sizes that a module says of itself."""
     for key, value in vars(module).items():

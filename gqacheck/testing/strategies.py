@@ -13,8 +13,10 @@ from gqacheck.testing.requests import Part, PruningRequest
 
 SHARES = (0.5, 0.25, 0.34, 0.2, 0.4, 0.6)
 """Pruning ratios that are drawn; none that leaves nothing of a block by common rounding."""
-_FREE_HIDDEN = ("qwen3", "mistral")
+FREE_HIDDEN = ("qwen3", "mistral")
 """Families whose configs do not tie hidden_size to the heads."""
+HEAD_DIMS, HIDDEN_SIZES, CHANNELS = (4, 8), (24, 40), (8, 13, 24)
+MAX_LAYERS = 3
 
 
 @st.composite
@@ -22,17 +24,17 @@ def gqa_configs(
     draw: st.DrawFn,
     families: Sequence[str] = FAMILIES,
     ratios: Sequence[tuple[int, int]] = RATIOS,
-    max_layers: int = 3,
+    max_layers: int = MAX_LAYERS,
 ) -> GqaConfig:
     """Configs of tiny models, any of the families at any of the ratios (query heads per KV head, KV heads)."""
     family = draw(st.sampled_from(tuple(families)))
     group, kv = draw(st.sampled_from(tuple(ratios)))
     n_layers = draw(st.integers(1, max_layers))
-    head_dim = draw(st.sampled_from((4, 8)))
+    head_dim = draw(st.sampled_from(HEAD_DIMS))
     hidden = group * kv * head_dim
-    if family in _FREE_HIDDEN and draw(st.booleans()):
-        hidden = draw(st.sampled_from((24, 40)))
-    channels = draw(st.sampled_from((8, 13, 24)))
+    if family in FREE_HIDDEN and draw(st.booleans()):
+        hidden = draw(st.sampled_from(HIDDEN_SIZES))
+    channels = draw(st.sampled_from(CHANNELS))
     bias, tied = draw(st.booleans()), draw(st.booleans())
     return GqaConfig(family, group, kv, head_dim, hidden, channels, n_layers, bias, tied, draw(st.integers(0, 5)))
 
@@ -47,6 +49,12 @@ def gqa_models(
     return st.builds(GqaConfig.build, configs, st.sampled_from(tuple(dtypes)))
 
 
+def part_choices(parts: Sequence[Part]) -> list[tuple[Part, ...]]:
+    """What one request can name of ``parts``, the plainest first."""
+    choices: list[tuple[Part, ...]] = [(part,) for part in ("kv_groups", "queries") if part in parts]
+    return choices if "mlp" not in parts else [*choices, ("mlp",), *((*choice, "mlp") for choice in choices)]
+
+
 @st.composite
 def pruning_requests(
     draw: st.DrawFn,
@@ -58,11 +66,7 @@ def pruning_requests(
 
     n_layers: of the model; None for requests that are always about all layers.
     """
-    heads = [part for part in ("kv_groups", "queries") if part in parts]
-    choices: list[tuple[Part, ...]] = [(part,) for part in heads]  # type: ignore[misc]
-    if "mlp" in parts:
-        choices = [*choices, ("mlp",), *((*choice, "mlp") for choice in choices)]
-    chosen = draw(st.sampled_from(choices))
+    chosen = draw(st.sampled_from(part_choices(parts)))
     layers = None
     if n_layers is not None and draw(st.booleans()):
         start = draw(st.integers(0, n_layers - 1))

@@ -25,9 +25,11 @@ class TestMagnitude(Guided):
 class TestRandom(Guided):
     families = DENSE
     ratios = ((2, 3), (4, 3), (7, 2), (1, 3), (4, 1), (8, 1), (4, 6), (7, 4))
+    examples = 16
 
 
 class TestAnyPlan(OfAnyPlan):
+    examples = 16
     families = DENSE  # no modelling file can be exported for Mixtral where its layers differ
 
 

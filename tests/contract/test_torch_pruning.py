@@ -23,7 +23,7 @@ class AsShipped(PrunerContract):
     families = ("llama",)
     layer_ranges = False
     in_place = True
-    examples = 2
+    examples = 4
     attention = "eager"
 
     def prune(self, model: Any, request: PruningRequest) -> Any:

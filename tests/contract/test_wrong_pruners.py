@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from own_pruners import Guided, plan_for
@@ -158,6 +160,24 @@ def draw_from_the_global_generator(child: Any, request: PruningRequest) -> Any:
     return child
 
 
+def draw_from_pythons_generator(child: Any, request: PruningRequest) -> Any:
+    child.lm_head.weight.data += random.random()
+    return child
+
+
+def draw_from_numpys_generator(child: Any, request: PruningRequest) -> Any:
+    child.lm_head.weight.data += numpy.random.rand()
+    return child
+
+
+def untie(child: Any, request: PruningRequest) -> Any:
+    """Whole again, with a config that says so: nothing of it is stale."""
+    if request.ratio and child.config.tie_word_embeddings:
+        child.lm_head.weight = nn.Parameter(child.lm_head.weight.data.clone())
+        child.config.tie_word_embeddings = False
+    return child
+
+
 def seed_the_global_generator(child: Any, request: PruningRequest) -> Any:
     torch.manual_seed(request.seed)
     return child
@@ -238,6 +258,9 @@ MISTAKES: list[tuple[Change, str, str]] = [
     (refuse_without_a_word, "layers_beyond_the_model_are_left_out_or_refused", "ValueError was raised and does not"),
     (mask_by_a_closure, "saved_model_reloads_as_it_was", "saved with torch.save it does not come back"),
     (mask_by_a_hook, "saved_model_reloads_as_it_was", "it comes back as another model: logits differ by"),
+    (untie, "what_was_asked_for_goes_and_nothing_else", "lm_head.weight and .*embed_tokens.weight were one tensor and"),
+    (draw_from_pythons_generator, "same_request_gives_the_same_model", "two models: lm_head.weight differs"),
+    (draw_from_numpys_generator, "same_request_gives_the_same_model", "two models: lm_head.weight differs"),
     (draw_from_the_global_generator, "same_request_gives_the_same_model", "two models: lm_head.weight differs"),
     (seed_the_global_generator, "same_request_gives_the_same_model", "state of a global random generator"),
     (freeze, "pruned_model_trains", "1 parameters do not require a gradient .*k_proj.weight"),
@@ -356,6 +379,35 @@ def test_index_beyond_the_last_layer_is_the_pruners_own_error() -> None:
     assert "IndexError" in broken_properties(Beyond)["layers_beyond_the_model_are_left_out_or_refused"]
 
 
+@pytest.mark.parametrize(("family", "told"), [("llama", "float32 allows 1e-03"), ("olmo2", "float32 allows 1e-03")])
+def test_rounding_in_float32_alone_is_told(family: str, told: str) -> None:
+    class Rounding(Guided):
+        families = (family,)
+        examples = 4
+
+        def prune(self, model: Any, request: PruningRequest) -> Any:
+            child = super().prune(model, request)
+            return round_weights(child, request) if child.dtype == torch.float32 else child
+
+    with pytest.raises(pytest.fail.Exception, match=told):
+        Rounding().test_pruned_model_equals_the_masked_parent()
+
+
+def test_range_beyond_the_model_that_is_taken_for_none_is_told() -> None:
+    class Ignoring(Guided):
+        examples = 4
+
+        def prune(self, model: Any, request: PruningRequest) -> Any:
+            if request.layers and request.layers[1] > len(model.model.layers):
+                return model
+            return super().prune(model, request)
+
+    with pytest.raises(pytest.fail.Exception, match=r"layer 0: 0 of .* went where") as caught:
+        Ignoring().test_layers_beyond_the_model_are_left_out_or_refused()
+    assert "of layers 0 up to 3" in str(caught.value)
+    assert "layers=(0, 3)" in str(caught.value)
+
+
 def test_pruner_that_refuses_what_is_in_the_middle_is_not_let_off() -> None:
     class Timid(Guided):
         ratios = ((4, 6),)
@@ -367,41 +419,6 @@ def test_pruner_that_refuses_what_is_in_the_middle_is_not_let_off() -> None:
 
     with pytest.raises(ValueError, match="rather not"):
         Timid().test_what_was_asked_for_goes_and_nothing_else()
-
-
-def test_pruner_without_a_prune_method_is_told_what_to_write() -> None:
-    from gqacheck.testing import PrunerContract
-
-    class Empty(PrunerContract):
-        pass
-
-    with pytest.raises(NotImplementedError, match=r"Empty needs a method prune\(self, model, request\)"):
-        Empty().test_pruned_model_trains()
-
-
-def test_cases_of_a_deep_run_are_more_and_a_word_for_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gqacheck.errors import UsageError
-
-    calls = 0
-
-    class Counted(Guided):
-        families = ("llama",)
-        examples = 2
-
-        def prune(self, model: Any, request: PruningRequest) -> Any:
-            nonlocal calls
-            calls += 1
-            return super().prune(model, request)
-
-    monkeypatch.delenv("GQACHECK_CASES", raising=False)
-    Counted().test_shapes_attributes_and_config_agree()
-    quick, calls = calls, 0
-    monkeypatch.setenv("GQACHECK_CASES", "400")
-    Counted().test_shapes_attributes_and_config_agree()
-    assert (quick, calls) == (2, 20)
-    monkeypatch.setenv("GQACHECK_CASES", "many")
-    with pytest.raises(UsageError, match="GQACHECK_CASES is 'many'"):
-        Counted().test_shapes_attributes_and_config_agree()
 
 
 def test_plan_of_a_request_leaves_layers_out_of_range_whole() -> None:

@@ -81,8 +81,9 @@ def test_broken_pairing_stops_before_the_first_step_with_the_report(tmp_path: Pa
 
 
 def test_pairing_is_insisted_on_and_can_be_waived(tmp_path: Path) -> None:
-    with pytest.raises(UnsoundModelError, match="--require pairing: not checked") as caught:
+    with pytest.raises(UnsoundModelError, match="not started: the model could not be shown to be sound") as caught:
         train(child(broken=False), PreflightCallback(), tmp_path)
+    assert "pairing: not checked" in str(caught.value)
     assert "PreflightCallback(require=('shapes',))" in str(caught.value)
     assert train(child(broken=False), PreflightCallback(require=("shapes",)), tmp_path).read > 0
 
@@ -106,12 +107,63 @@ def test_runtime_checks_run_with_the_trainers_tokenizer(tmp_path: Path) -> None:
     assert model.training
 
 
-def test_sharded_parameters_are_refused_and_the_files_checked_instead(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", ["ds_id", "_local_tensor", "_flat_param"])
+def test_sharded_parameters_are_refused_and_the_files_checked_instead(mark: str, tmp_path: Path) -> None:
     model = child(broken=False)
-    next(model.parameters()).ds_id = 0
-    with pytest.raises(UsageError, match=r"the parameters are sharded .* checkpoint='ckpt/'"):
+    if mark == "_flat_param":
+        model.model.register_parameter(mark, torch.nn.Parameter(torch.zeros(4)))
+    else:
+        setattr(next(model.parameters()), mark, 0)
+    with pytest.raises(UsageError, match=r"the parameters are sharded .* checkpoint='pruned/'"):
         PreflightCallback(base=PARENT).on_train_begin(None, None, None, model=model)
     saved = tmp_path / "child.bin"
     torch.save({"model": child(broken=True)}, saved)
     with pytest.raises(UnsoundModelError, match="GQA601"):
         PreflightCallback(base=PARENT, checkpoint=saved).on_train_begin(None, None, None, model=model)
+
+
+def test_packed_weights_are_not_called_unsound_and_the_files_are_named() -> None:
+    model = child(broken=False)
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear):  # as bitsandbytes holds four bits a weight
+            packed = torch.zeros(module.weight.numel() // 2, 1, dtype=torch.uint8)
+            module.weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(UnsoundModelError, match="not started: the model could not be shown to be sound") as caught:
+        PreflightCallback(base=PARENT).on_train_begin(None, None, None, model=model)
+    assert "PreflightCallback(base='parent/', checkpoint='pruned/') checks the files" in str(caught.value)
+
+
+def test_parent_that_is_not_there_is_no_verdict_on_the_model() -> None:
+    with pytest.raises(UnsoundModelError, match="not started: the model could not be shown to be sound") as caught:
+        PreflightCallback(base="nowhere/").on_train_begin(None, None, None, model=child(broken=False))
+    assert caught.value.report.error
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"bsae": 3}, "PreflightCallback has no option 'bsae'; did you mean base"),
+        ({"require": "shape"}, "require takes shapes, pairing, .* not 'shape'; did you mean shapes"),
+        ({"require": ("shapes", "pairings")}, "require takes shapes, pairing, .* not 'pairings'"),
+        ({"require": None}, "require takes names, such as .* not None"),
+        ({"require": (3,)}, "require takes names, not '3'"),
+        ({"limit": "many"}, "limit takes a whole number"),
+        ({"model": 3}, "PreflightCallback has no option 'model'"),
+        ({"device": "cuda"}, "PreflightCallback has no option 'device'"),
+        ({"tokenizer": "parent/"}, "tokenizer takes the tokenizer itself"),
+        ({"checkpoint": "pruned/", "base": torch.nn.Linear(1, 1)}, "base takes a path .*, not a Linear"),
+        ({"checkpoint": "pruned/", "tokenizer": torch.nn.Linear(1, 1)}, "tokenizer takes a path .*, not a Linear"),
+        ({"checkpoint": 3}, "checkpoint takes a path .*, not a int"),
+        ({"checkpoint": "pruned/", "path": "x"}, "PreflightCallback has no option 'path'"),
+    ],
+)
+def test_option_that_makes_no_sense_is_told_before_there_is_a_trainer(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        PreflightCallback(**options)
+    assert "--" not in str(caught.value)
+
+
+def test_names_to_insist_on_may_stand_in_one_string() -> None:
+    assert PreflightCallback(require="shapes").require == ("shapes",)
+    assert PreflightCallback(require="shapes, pairing").require == ("shapes", "pairing")
+    assert PreflightCallback(checkpoint="pruned/", device="cpu").options == {"device": "cpu"}

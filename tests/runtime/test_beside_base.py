@@ -187,6 +187,7 @@ def test_same_text_under_two_names_is_refused_and_the_same_digits_are_told(text,
     report = gqacheck.check(LLAMA, ppl=[f"{text}@gptq-256", f"{other}@gptq-256"], limit=3)
     assert report.exit_code == 3
     assert "gave the same digits" in report.error
+    assert "the windows read of them are identical" in report.error
 
 
 def test_model_that_says_the_same_of_everything_is_not_accused_of_reading_one_text_twice(text, tmp_path):

@@ -22,6 +22,7 @@ from gqacheck.runtime.backends import NotSwitchable, attention, run_under
 from gqacheck.runtime.cache_indices import adopt_cache_indices
 from gqacheck.runtime.consistency import cache_steps, measure_consistency
 from gqacheck.runtime.rebuild import rebuild
+from gqacheck.runtime.scoring import Tally
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 TRAINED = ("llama-32x8", "qwen2-28x4", "copy-12x3")
@@ -273,20 +274,56 @@ def test_padding_under_eager_in_float64_is_skipped():
     assert all("float64" in c.skipped for c in found)
 
 
-def test_not_a_number_is_never_agreement():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("name", ["llama", "gemma2"])  # the second refuses sdpa
+def test_nan_under_every_implementation_is_counted_and_nothing_is_compared(name):
+    model, tally = tiny_model(name), Tally()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 3] = math.nan
-    found = compared(model)
-    assert all(math.isnan(c.difference) and not c.agrees and not c.skipped for c in found)
-    assert all(c.where.startswith("NaN or infinite both ways, first at position ") for c in found)
+    found = measure_consistency(model, tally=tally)
+    assert all(c.skipped for c in found.comparisons)
+    assert all("NaN or infinite" in c.skipped for c in found.comparisons if c.check != "backends" or name == "llama")
+    assert found.induction is None
+    assert 0 < tally.non_finite <= tally.logits == 50 * model.config.vocab_size
+
+
+@pytest.mark.parametrize("own", ["eager", "sdpa"])
+def test_nan_under_one_implementation_is_a_difference_and_not_counted(own):
+    model, tally = tiny_model("llama"), Tally()
+    model.set_attn_implementation(own)
+    scale_under_eager(model.model.layers[1], math.nan)
+    found = measure_consistency(model, tally=tally)
+    assert of("backends", found.comparisons)[0].where == "NaN or infinite under eager only, first at position 0"
+    assert tally.non_finite == 0
+    others = [c for c in found.comparisons if c.check != "backends"]
+    assert all(bool(c.skipped) == (own == "eager") and (c.skipped or c.agrees) for c in others)
+
+
+def test_nan_with_a_cache_alone_is_a_difference():
+    model = tiny_model("llama")
+    attention = model.model.layers[1].self_attn
+    forward = attention.forward
+
+    def broken(self, hidden_states, **kwargs):
+        output, weights = forward(hidden_states, **kwargs)
+        return (output * math.nan if hidden_states.shape[1] == 1 else output), weights
+
+    attention.forward = MethodType(broken, attention)
+    (comparison,) = of("cache", compared(model))
+    assert comparison.where == "NaN or infinite the first way only, first at position 41"
+    assert failing(model) == ["cache"]
+
+
+def test_healthy_run_counts_the_logits_of_one_pass():
+    model, tally = tiny_model("llama"), Tally()
+    measure_consistency(model, tally=tally)
+    assert (tally.logits, tally.non_finite) == (50 * model.config.vocab_size, 0)
 
 
 def test_overflow_one_way_only_is_a_difference():
     model = tiny_model("llama")
     scale_under_eager(model.model.layers[1], math.inf)
     (comparison,) = of("backends", compared(model))
-    assert comparison.where == "NaN or infinite one way only, first at position 0"
+    assert comparison.where == "NaN or infinite under eager only, first at position 0"
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 1}, {"max_position_embeddings": 9}, {"vocab_size": 40}])

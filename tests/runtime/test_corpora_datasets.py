@@ -150,11 +150,11 @@ def test_data_set_without_a_split_is_its_test_split_and_its_only_text_column(cac
     corpus = load_corpus("datasets:org/some")
     assert corpus.segments[0].rows == ("b", "c")
     assert corpus.segments[0].text == "b\n\nc"
-    assert corpus.note == "2 rows, an empty line between two"
+    assert corpus.note == "2 rows of column body, an empty line between two"
     assert load_corpus("datasets:org/some?split=train").segments[0].rows == ("a",)
     limited = load_corpus("datasets:org/some?rows=1&column=body@windows-64")
     assert limited.segments[0].rows == ("b",)
-    assert limited.note == "the first 1 rows, as asked"
+    assert limited.note == "the first 1 rows of column body, as asked"
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,14 @@ def test_parquet_file_that_is_none_is_one_sentence(content, tmp_path):
         ({"n": [1]}, "", "has no column of text; it has n"),
         ({"body": [None]}, "?column=body", "holds no text|holds nothing, not text"),
         ({"body": ["a\0"]}, "", "holds a NUL"),
+        ({"text": pa.array(["d"]).dictionary_encode()}, "", "d"),
+        ({"text": pa.array(["v"], pa.string_view())}, "", "v"),
+        ({"text": pa.array(["l"], pa.large_string())}, "", "l"),
+        ({"meta": [{"text": "x"}], "meta.text": ["f"]}, "", "f"),
+        ({"meta.text": ["f"], "meta": [{"text": "x"}], "b": ["y"]}, "?column=meta.text", "f"),
+        ({"meta": [{"text": "x"}]}, "", "has no column of text; it has meta"),
+        ({"text": [5], "body": ["b"]}, "", "column text of .* holds no text; name another one"),
+        ({"text": [5], "sentence": ["s"]}, "", "s"),
     ],
 )
 def test_parquet_file_reads_the_column_that_is_meant(columns, asked, outcome, tmp_path):
@@ -149,6 +157,12 @@ def test_parquet_file_reads_the_column_that_is_meant(columns, asked, outcome, tm
         return
     with pytest.raises((UsageError, ReadError), match=outcome):
         load_corpus(f"{tmp_path}/a.parquet{asked}")
+
+
+def test_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ReadError, match="more than one column text"):
+        load_corpus(f"{tmp_path}/a.parquet")
 
 
 def test_parquet_file_cut_anywhere_is_one_sentence(tmp_path):

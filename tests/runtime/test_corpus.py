@@ -109,7 +109,7 @@ def test_text_file_with_options_of_a_table_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=r"is plain text, without columns or rows: leave out \?column"):
         load_corpus(f"{tmp_path}/t.txt?column=text")
     (tmp_path / "t.txt.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(UsageError, match="is compressed text: decompress it first"):
+    with pytest.raises(ReadError, match="is compressed text: decompress it first"):
         load_corpus(f"{tmp_path}/t.txt.gz")
 
 
@@ -117,6 +117,7 @@ def test_rows_of_a_data_file_are_joined_by_an_empty_line_and_the_note_says_so(tm
     (tmp_path / "t.jsonl").write_text('{"a": "x", "b": "1"}\n{"a": "y", "b": "2"}\n')
     corpus = load_corpus(f"{tmp_path}/t.jsonl?column=b@windows-64")
     assert corpus.segments[0].text == "1\n\n2"
-    assert corpus.note == "2 rows, an empty line between two"
+    assert corpus.note == "2 rows of column b, an empty line between two"
+    assert load_corpus(f"{tmp_path}/t.jsonl?column=a&rows=1").note == "the first 1 rows of column a, as asked"
     assert corpus.name == f"{tmp_path}/t.jsonl?column=b"
     assert load_corpus(corpus.name).fingerprint == corpus.fingerprint == hashlib.sha256(b"1\n\n2").hexdigest()

@@ -264,6 +264,18 @@ def test_generate_command_escapes_what_a_terminal_would_obey(monkeypatch: pytest
     assert "EOS" in err
 
 
+def test_generate_command_that_is_interrupted_ends_its_line_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(Scripted):
+        def forward(self, input_ids: Any, **rest: Any) -> Any:
+            if len(self.calls) > 3:
+                raise KeyboardInterrupt
+            return super().forward(input_ids, **rest)
+
+    model = Stopped(tiny_tokenizer().encode("x", add_special_tokens=False), vocab=VOCAB)
+    monkeypatch.setattr("gqacheck.runtime.load.load_model", lambda path, **_: (model, tiny_tokenizer()))
+    assert command("x.bin", "--prompt", "a") == (130, "xxxx\n", "gqacheck: interrupted: nothing was decided\n")
+
+
 def test_generate_command_on_a_model_that_fails_in_the_middle_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(Scripted):
         def forward(self, input_ids: Any, **rest: Any) -> Any:

@@ -49,7 +49,7 @@ def ran(child, parent=None, *, corpora=(HELDOUT,), **options):
 
 
 def explained(child, parent, *, corpora=(HELDOUT,), lineage=None, pairing_broken=None, before=None, **options):
-    """Counterfactuals, notes on them and what the child's own run gave."""
+    """Counterfactuals, notes on them (or why nothing stands beside the base) and what the child's own run gave."""
     lineage = lineage or lineage_of(child, parent)
     facts, left = before or ran(child, parent, corpora=corpora, **options)
     broken = any(layer.misread() for layer in lineage.layers) if pairing_broken is None else pairing_broken
@@ -57,7 +57,8 @@ def explained(child, parent, *, corpora=(HELDOUT,), lineage=None, pairing_broken
     child = replace(child, lineage=lineage)
     after = run_beside(child, parent, facts, left, request, explain=True, pairing_broken=broken)
     assert after.notes[: len(facts.notes)] == facts.notes
-    return after.counterfactuals, after.notes[len(facts.notes) :], facts
+    why = (after.base_problem,) if after.base_problem and not after.bases else ()
+    return after.counterfactuals, (*after.notes[len(facts.notes) :], *why), facts
 
 
 @pytest.fixture
@@ -212,11 +213,11 @@ def test_windows_are_the_childs_where_its_own_are_shorter(tiny_pair, text):
     assert found.protocol.startswith("windows-128:")
 
 
-def test_windows_that_the_parent_cannot_read_are_a_note(tiny_pair, text):
+def test_windows_that_the_parent_cannot_read_are_said(tiny_pair, text):
     child, parent = tiny_pair(parent={"max_position_embeddings": 128})
     found, (note,), _ = explained(child, parent, corpora=(text,))
     assert found == ()
-    assert note.endswith("it reads 128 positions, and this file was read in windows of 512")
+    assert note.endswith("it reads 128 positions, and this file was read in windows of 512: use windows-128")
 
 
 def test_tokenizer_is_the_parents_where_the_child_has_none(tiny_pair, text):
@@ -226,16 +227,16 @@ def test_tokenizer_is_the_parents_where_the_child_has_none(tiny_pair, text):
     assert "no tokenizer is stored with this file: it was read with the base's" in facts.notes
 
 
-def test_parent_without_a_config_is_a_note(tiny_pair, text, tmp_path):
+def test_parent_without_a_config_is_said(tiny_pair, text, tmp_path):
     child, parent = tiny_pair()
     torch.save(tiny_model("llama").state_dict(), tmp_path / "state.bin")
     bare = subject_of(tmp_path / "state.bin")
     found, (note,), _ = explained(child, bare, corpora=(text,), lineage=lineage_of(child, parent))
     assert found == ()
-    assert note.startswith("the parent could not be run beside this file: the file carries no config")
+    assert note.startswith("the base could not be run beside this file: the file carries no config")
 
 
-def test_forward_of_the_parent_that_raises_is_a_note(tiny_pair, text, monkeypatch):
+def test_forward_of_the_parent_that_raises_is_said(tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
     before = ran(child, corpora=(text,))
     lineage = lineage_of(child, parent)
@@ -261,7 +262,7 @@ def test_forward_of_the_parent_that_raises_is_a_note(tiny_pair, text, monkeypatc
         (RecursionError(), "its forward pass raises RecursionError"),
     ],
 )
-def test_parent_that_does_not_fit_or_vanishes_is_a_note(error, says, tiny_pair, text, monkeypatch):
+def test_parent_that_does_not_fit_or_vanishes_is_said(error, says, tiny_pair, text, monkeypatch):
     child, parent = tiny_pair()
     before = ran(child, corpora=(text,))
 
@@ -272,7 +273,7 @@ def test_parent_that_does_not_fit_or_vanishes_is_a_note(error, says, tiny_pair, 
     monkeypatch.setattr(rebuild, "rebuild", fail)
     found, (note,), _ = explained(child, parent, corpora=(text,), before=before, lineage=lineage)
     assert found == ()
-    assert note.startswith(f"the parent could not be run beside this file: {says}")
+    assert note.startswith(f"the base could not be run beside this file: {says}")
 
 
 def test_child_that_is_no_child_is_a_note_and_nothing_is_masked(tiny_pair, text, monkeypatch):

@@ -65,6 +65,40 @@ def test_verdict_is_the_same_with_every_seed(seed):
         assert share_kept(measure_induction(truncated, seed=number), base) < 0.4
 
 
+def test_copying_shows_in_the_output_of_the_layer_that_does_it_and_the_last_layer_is_the_model(base):
+    truncated = copier()
+    truncate(truncated, (0, 2))
+    lost = measure_induction(truncated)
+    assert abs(base.layer_drops[0]) < 0.3
+    assert base.layer_drops[1] > 5
+    assert lost.layer_drops[1] < base.layer_drops[1] / 2
+    both = measure_induction(copier(), sequences=2)
+    assert both.layer_drops[-1] == pytest.approx(both.drop, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "starcoder2", "gpt_oss", "qwen3_next"])
+def test_last_layer_read_by_the_final_norm_is_the_model_in_every_family(name):
+    model = tiny_model(name)
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    found = measure_induction(model, sequences=2)
+    assert len(found.layer_drops) == 4
+    assert found.layer_drops[-1] == pytest.approx(found.drop, abs=1e-3)
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_layers_whose_output_the_head_does_not_read_as_the_model_does_give_no_figures():
+    model = tiny_model("llama")
+    forward = model.lm_head.forward
+    calls = []
+
+    def other(hidden):
+        calls.append(1)
+        return forward(hidden) * (1 + len(calls))
+
+    model.lm_head.forward = other
+    assert measure_induction(model).layer_drops == ()
+
+
 def test_model_trained_on_text_alone_saves_nothing():
     model = AutoModelForCausalLM.from_pretrained(FIXTURES / "llama-32x8", dtype=torch.float32).eval()
     assert abs(measure_induction(model).drop) < 0.5

@@ -57,8 +57,8 @@ def consistency() -> Consistency:
             Comparison("backends", "eager beside sdpa attention", 0.001, 0.01),
             Comparison("padding", "padded beside alone", skipped="no pad token is known"),
         ),
-        Induction(7.5, 1.25),
-        Induction(7.0, 0.5),
+        Induction(7.5, 1.25, (0.125, 0.5), (0.25, 6.25)),
+        Induction(7.0, 0.5, (0.25, 0.75), (0.25, 6.5)),
         notes=("a remark on consistency",),
     )
 

@@ -26,6 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pointer.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     (tmp_path / "page.bin").write_text("<html>not found</html>")
     (tmp_path / "held-out.txt").write_text("some text\n")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 noir".encode("latin-1"))
+    (tmp_path / "latin").write_bytes("caf\xe9 noir".encode("latin-1"))
+    (tmp_path / "wide.raw").write_bytes("text".encode("utf-16"))
+    (tmp_path / "zip.txt").write_bytes(b"PK\x03\x04\0\0")
+    (tmp_path / "pickle.md").write_bytes(b"\x80\x02\0\0")
+    (tmp_path / "tensors.txt").write_bytes((64).to_bytes(8, "little") + b'{"a":')
     (tmp_path / "rows.parquet").write_bytes(b"PAR1\0\0")
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "rows.json.gz").write_bytes(b"\x1f\x8b\0\0")
@@ -52,6 +58,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--ppl held-out.txt a.bin", ["a.bin"], ["held-out.txt"]),
         ("a.bin --ppl held-out.txt@windows-64", ["a.bin"], ["held-out.txt@windows-64"]),
         ("a.bin --ppl notes", ["a.bin"], ["notes"]),
+        ("a.bin --ppl latin.txt", ["a.bin"], ["latin.txt"]),
+        ("a.bin --ppl latin.txt@windows-128", ["a.bin"], ["latin.txt@windows-128"]),
+        ("--ppl wide.raw a.bin", ["a.bin"], ["wide.raw"]),
+        ("--ppl latin", ["latin"], ["smoke"]),
+        ("--ppl zip.txt", ["zip.txt"], ["smoke"]),
+        ("--ppl pickle.md", ["pickle.md"], ["smoke"]),
+        ("--ppl tensors.txt", ["tensors.txt"], ["smoke"]),
         ("a.bin --ppl --quiet", ["a.bin"], ["smoke"]),
         ("a.bin --ppl --ppl held-out.txt", ["a.bin"], ["smoke", "held-out.txt"]),
         ("--ppl model", ["model"], ["smoke"]),

@@ -310,6 +310,8 @@ def test_check_on_a_file_that_cannot_be_read_is_a_report_and_no_exception(
         {"expect_layers": True},
         {"head_dim": 6.4},
         {"batch_size": 0},
+        {"batch_size": True},
+        {"limit": 2.5},
         {"seed": -1},
         {"base": {}},
         {"device": ["cpu"]},
@@ -357,6 +359,15 @@ def test_head_dim_of_the_parent_is_said_to_come_from_there(tmp_path: Path) -> No
     head_dim = geometry.layers[0].attention.head_dim
     assert head_dim is not None
     assert head_dim.source == "the base"
+
+
+def test_parent_that_says_nothing_of_its_heads_is_measured_with_the_childs(tmp_path: Path) -> None:
+    sketch = sketch_llama(n_layers=2, hidden_size=256, n_q_heads=32, n_kv_heads=8, seed=0)
+    parent, child = sketch.write_state_dict(tmp_path / "parent.bin"), sketch.write_folder(tmp_path / "child")
+    assert check(parent).geometry.layers[0].attention.head_dim.value == 64  # type: ignore[union-attr]  # a guess
+    report = check(child, base=parent)
+    assert report.claims[1].state is ClaimState.PASS, report.claims[1].reason
+    assert report.base.geometry.layers[0].attention.head_dim.value == 8  # type: ignore[union-attr]
 
 
 def test_heads_that_cannot_be_counted_are_the_reason_beside_another_error(tmp_path: Path) -> None:

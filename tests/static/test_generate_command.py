@@ -50,6 +50,7 @@ def test_generate_on_nonsense_says_what(line: list[str], says: str) -> None:
         (["generate", "a.bin"], "--prompt TEXT"),
         (["generate", "--prompt", "a"], "takes one checkpoint, and was given 0"),
         (["generate", "a.bin", "b.bin", "--prompt", "a"], "takes one checkpoint, and was given 2"),
+        (["generate", "a.bin", "--prompt", "ab\udcff"], "the prompt is not valid UTF-8 (from its character 3 on)"),
         (["generate", "a.bin", "--prompt", "a", "--greedy", "--top-p=0.5"], "leave --temperature and --top-p out"),
     ],
 )

@@ -411,3 +411,8 @@ def test_plain_grid_aligns_numbers_to_the_right() -> None:
 
 def test_render_checkpoint_is_what_an_exception_carries() -> None:
     assert render_checkpoint(broken()) == render_text(report(broken()))
+
+
+def test_what_could_not_be_checked_beside_an_error_is_told() -> None:
+    text = render_text(report(broken(error="the base is another model")))
+    assert "note     the base is another model\n" in text

@@ -7,7 +7,9 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import IO, Any
 
 from gqacheck.errors import MissingDependency, ReadError, UsageError
@@ -23,20 +25,35 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json
 DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 
 
+_PEEKED = 16
+"""Rows that are looked at for the names of the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The texts of one column, and its name."""
+
+    texts: tuple[str, ...]
+    column: str
+
+
 def is_data_file(path: str) -> bool:
     """Whether the name says that the file holds rows with columns."""
     return path.lower().endswith(DATA_SUFFIXES)
 
 
-def read_rows(path: str, column: str = "", limit: int | None = None) -> tuple[str, ...]:
+def read_rows(path: str, column: str = "", limit: int | None = None) -> Rows:
     """The texts of one column of a data file, the first ``limit`` of them.
 
     Raises:
-        UsageError: no such column, or several and none was named.
+        UsageError: the column that was named is not there, or several are and none was named.
         ReadError: missing, not of its kind, not text, empty or too large.
     """
-    found = _parquet(path, column, limit) if path.lower().endswith(".parquet") else _json(path, column, limit)
-    return collect(found, path, limit)
+    if path.lower().endswith(".parquet"):
+        name = _parquet_column(path, column)
+        return Rows(collect(_parquet(path, name, limit), path, limit), name)
+    name = column or _json_column(path, limit)
+    return Rows(collect(_json(path, name, limit, named=bool(column)), path, limit), name)
 
 
 def collect(found: Iterable[tuple[int, object]], where: str, limit: int | None = None) -> tuple[str, ...]:
@@ -59,7 +76,14 @@ def collect(found: Iterable[tuple[int, object]], where: str, limit: int | None =
 
 
 def choose_column(kinds: dict[str, bool], asked: str, where: str) -> str:
-    """The column to read out of ``{name: whether it holds text}``. Raises UsageError."""
+    """The column to read out of ``{name: whether it holds text}``.
+
+    One that is called as columns of text are is never passed over for another: what it holds is then the fault.
+
+    Raises:
+        UsageError: ``asked`` is not there or holds no text; or nothing was asked, and several might be meant.
+        ReadError: none of them holds text.
+    """
     if asked:
         if asked not in kinds:
             raise UsageError(f"{where} has no column {printable(asked, 60)}; it has {printable_list(kinds)}")
@@ -67,10 +91,13 @@ def choose_column(kinds: dict[str, bool], asked: str, where: str) -> str:
             raise UsageError(f"column {printable(asked, 60)} of {where} holds no text")
         return asked
     texts = [name for name, is_text in kinds.items() if is_text]
-    for name in texts if len(texts) == 1 else [name for name in TEXT_COLUMNS if name in texts][:1]:
+    usual = [name for name in TEXT_COLUMNS if name in kinds]
+    for name in [name for name in usual if name in texts] or (texts if len(texts) == 1 and not usual else []):
         return name
+    if usual:
+        raise ReadError(f"column {usual[0]} of {where} holds no text; name another one, with ?column=NAME")
     if not texts:
-        raise UsageError(f"{where} has no column of text; it has {printable_list(kinds)}")
+        raise ReadError(f"{where} has no column of text; it has {printable_list(kinds)}")
     raise UsageError(f"{where} has the text columns {printable_list(texts)}: say which one, with ?column=NAME")
 
 
@@ -107,13 +134,25 @@ def _open_regular(path: str) -> IO[bytes]:
     return stream
 
 
-def _json(path: str, column: str, limit: int | None) -> Iterator[tuple[int, object]]:
-    name = column
+def _json_column(path: str, limit: int | None) -> str:
+    """The column to read by the first rows; "" of no rows. Raises UsageError or ReadError."""
+    texts: set[str] = set()
+    others: dict[str, bool] = {}  # names in order, and whether anything but text and nothing was seen there
+    for _, row in islice(_json_objects(path), min(_PEEKED, limit or _PEEKED)):
+        for name in TEXT_COLUMNS:
+            if name in row:
+                return name  # a row in which it holds no text is refused by its number
+        for name, value in row.items():
+            others[name] = others.get(name, False) or not (value is None or isinstance(value, str))
+            texts |= {name} if isinstance(value, str) else set()
+    return choose_column({name: name in texts and not odd for name, odd in others.items()}, "", path) if others else ""
+
+
+def _json(path: str, name: str, limit: int | None, *, named: bool) -> Iterator[tuple[int, object]]:
+    """named: whether the column was asked for by its name."""
     for number, row in _json_objects(path):
-        if not name:
-            name = choose_column({key: isinstance(value, str) for key, value in row.items()}, "", path)
         if name not in row:
-            if number == 1:
+            if number == 1 and named:
                 choose_column(dict.fromkeys(row, True), name, path)
             raise ReadError(f"row {number} of {path} has no column {printable(name, 60)}")
         yield number, row[name]
@@ -156,7 +195,9 @@ def _lines(path: str) -> Iterator[bytes]:
             yield line
 
 
-def _parquet(path: str, column: str, limit: int | None) -> Iterator[tuple[int, object]]:
+@contextmanager
+def _parquet_file(path: str) -> Iterator[Any]:
+    """The open file. Raises ReadError, also for what goes wrong inside."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -164,21 +205,36 @@ def _parquet(path: str, column: str, limit: int | None) -> Iterator[tuple[int, o
         raise MissingDependency(f"reading {os.path.basename(path)}", "run") from error
     with _open_regular(path) as stream:
         try:
-            table = parquet.ParquetFile(stream)
-            kinds = {
-                field.name: arrow.types.is_string(field.type) or arrow.types.is_large_string(field.type)
-                for field in table.schema_arrow
-            }
-            name = choose_column(kinds, column, path)
-            number = 0
-            for batch in table.iter_batches(batch_size=64, columns=[name]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    yield number, text
-                    if limit is not None and number >= limit:
-                        return
+            yield parquet.ParquetFile(stream)
         except (arrow.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise ReadError(f"{path} is not a sound parquet file: {printable(error)}") from error
+
+
+def _parquet_column(path: str, asked: str) -> str:
+    with _parquet_file(path) as table:
+        fields = list(table.schema_arrow)
+        name = choose_column({field.name: _is_text(field.type) for field in fields}, asked, path)
+        if sum(field.name == name for field in fields) > 1:
+            raise ReadError(f"{path} has more than one column {printable(name, 60)}")
+        return name
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column of this type of pyarrow holds strings, in whichever of its encodings."""
+    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    return str(kind) in ("string", "large_string", "string_view")
+
+
+def _parquet(path: str, name: str, limit: int | None) -> Iterator[tuple[int, object]]:
+    number = 0
+    with _parquet_file(path) as table:
+        for batch in table.iter_batches(batch_size=64, columns=[name]):
+            # a dot in the name also selects a field of a column that holds structures
+            for text in batch.column(batch.schema.get_field_index(name)).to_pylist():
+                number += 1
+                yield number, text
+                if limit is not None and number >= limit:
+                    return
 
 
 def _size(text: object, where: str) -> int:

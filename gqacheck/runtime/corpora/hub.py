@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from gqacheck.errors import GqacheckError, MissingDependency, ReadError, UsageError
-from gqacheck.runtime.corpora.files import choose_column, collect, read_rows
+from gqacheck.runtime.corpora.files import Rows, choose_column, collect, read_rows
 from gqacheck.text import printable
 
 ANSWER_SECONDS = 8.0
@@ -33,20 +33,19 @@ def wikitext_rows() -> tuple[str, ...]:
         ReadError: it is in no cache and the hub was not reached; the sentence says how to give it as a file.
     """
     try:
-        return dataset_rows(WIKITEXT, {"name": WIKITEXT_CONFIG, "split": "test", "column": "text"}, stream=False)
+        options = {"name": WIKITEXT_CONFIG, "split": "test", "column": "text"}
+        return dataset_rows(WIKITEXT, options, stream=False).texts
     except ReadError as error:
         path = _in_hub_cache(WIKITEXT, _WIKITEXT_FILE)
         if path:
-            return read_rows(path, "text")
+            return read_rows(path, "text").texts
         raise ReadError(
             f"wikitext2 is not available: {error}; give the file instead: --ppl wikitext2=FILE (wiki.test.raw, or the "
             "test split as .parquet or .jsonl)"
         ) from error
 
 
-def dataset_rows(
-    source: str, options: dict[str, str], *, limit: int | None = None, stream: bool = True
-) -> tuple[str, ...]:
+def dataset_rows(source: str, options: dict[str, str], *, limit: int | None = None, stream: bool = True) -> Rows:
     """The texts of one column of a data set of the hub (``ORG/NAME``), or of a folder that save_to_disk wrote.
 
     stream: whether only what is read is fetched, and nothing is kept; else the whole configuration goes to the cache.
@@ -61,7 +60,7 @@ def dataset_rows(
         raise MissingDependency("reading a data set", "run") from error
     name, split, revision = (options.get(key) for key in ("name", "split", "revision"))
 
-    def rows(data: Any) -> tuple[str, ...]:
+    def rows(data: Any) -> Rows:
         return _rows(_one_split(data, source), source, options.get("column", ""), limit)
 
     with _quiet(datasets):
@@ -131,14 +130,15 @@ def _one_split(data: Any, source: str) -> Any:
     )
 
 
-def _rows(data: Any, source: str, column: str, limit: int | None) -> tuple[str, ...]:
+def _rows(data: Any, source: str, column: str, limit: int | None) -> Rows:
     features = data.features
     if features is None:  # a stream whose types are only known by looking
         features = data._resolve_features().features or {}
-    texts = {name: getattr(kind, "dtype", "") in ("string", "large_string") for name, kind in features.items()}
+    words = ("string", "large_string", "string_view")
+    texts = {name: getattr(kind, "dtype", "") in words for name, kind in features.items()}
     name = choose_column(texts, column, source)
     batches = data.select_columns([name]).iter(batch_size=64)
-    return collect(enumerate((text for batch in batches for text in batch[name]), 1), source, limit)
+    return Rows(collect(enumerate((text for batch in batches for text in batch[name]), 1), source, limit), name)
 
 
 def _ask_hub(datasets: Any, source: str, revision: str | None) -> None:

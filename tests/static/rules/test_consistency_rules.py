@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -117,10 +118,6 @@ NEARLY: Cases = {
     "GQA707": [
         ("at the line", lambda: Case(ran(comparison("backends", 0.005)))),
         ("another check", lambda: Case(ran(comparison("cache", 9.0), comparison("padding", 9.0)))),
-        (
-            "NaN that GQA702 reports",
-            lambda: Case(ran(comparison("backends", math.nan, "NaN or infinite both ways"), non_finite=7)),
-        ),
     ],
     "GQA708": [("at the line", lambda: Case(ran(comparison("cache", 0.005), comparison("prefix", 0.005))))],
     "GQA709": [("at the line", lambda: Case(ran(comparison("padding", 0.005))))],
@@ -147,6 +144,25 @@ def test_rule_without_a_consistency_run_is_skipped(code: str) -> None:
     healthy = Case(sketch_llama(n_layers=1)).subject()
     assert "--consistency" in skips(healthy, code, needs="consistency").reason
     skips(replace(healthy, runtime=RuntimeFacts()), code, needs="consistency")
+
+
+@pytest.mark.parametrize("code", ["GQA707", "GQA708", "GQA709", "GQA712"])
+def test_rule_whose_run_came_to_nothing_is_skipped_with_what_happened_though_it_was_asked(code: str) -> None:
+    healthy = Case(sketch_llama(n_layers=1)).subject()
+    asked = RuntimeFacts(asked=frozenset(("ppl", "consistency")))
+    stopped = replace(asked, failure="the forward pass raises RuntimeError: \x1b no", failure_stage="forward")
+    for facts, says in ((stopped, r"it did not come to that: .* RuntimeError: \\x1b no"), (asked, "was not measured")):
+        reason = skips(replace(healthy, runtime=facts), code, needs="consistency").reason
+        assert re.search(says, reason)
+        assert "not asked" not in reason
+
+
+def test_nan_under_one_backend_fires_also_where_the_plain_run_had_it_and_says_what_to_look_for() -> None:
+    where = "NaN or infinite under sdpa only, first at position 0"
+    subject = ran(comparison("backends", math.nan, where), non_finite=7)
+    found = fires(subject, "GQA707", says=["logits are NaN or infinite under sdpa only"])
+    assert "num_key_value_groups" not in found.fix
+    assert "GQA707" in fires(subject, "GQA702").fix
 
 
 @pytest.mark.parametrize("check", ["backends", "padding"])

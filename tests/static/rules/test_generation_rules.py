@@ -91,12 +91,13 @@ def test_rule_without_texts_is_skipped(code: str) -> None:
     healthy = wrote(texts(0))
     skips(replace(healthy, runtime=None), code, needs="generate")
     skips(replace(healthy, runtime=RuntimeFacts()), code, needs="generate")
-    assert (
-        "no text"
-        in skips(
-            replace(healthy, runtime=RuntimeFacts(asked=frozenset(("generation",)))), code, needs="generate"
-        ).reason
-    )
+    asked = RuntimeFacts(asked=frozenset(("generation",)))
+    for facts, says in (
+        (asked, "it was not measured"),
+        (replace(asked, non_finite=3), "the logits are NaN or infinite (GQA702)"),
+        (replace(asked, failure="no position left", failure_stage="generation"), "no position left"),
+    ):
+        assert says in skips(replace(healthy, runtime=facts), code, needs="generate").reason
 
 
 def test_gqa706_shows_the_worst_text_escaped_and_shortened() -> None:

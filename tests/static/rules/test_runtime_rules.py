@@ -9,7 +9,7 @@ import pytest
 from harness import Case, Cases, Make, cases, fires, silent, skips
 
 from gqacheck.geometry.facts import Expectations, Subject
-from gqacheck.geometry.outcomes import BaseRelative, Perplexity, RuntimeFacts, SegmentLoss
+from gqacheck.geometry.outcomes import BaseRelative, Counterfactual, Damage, Perplexity, RuntimeFacts, SegmentLoss
 from gqacheck.rules.perplexity import band_of, perplexity_text, unsettled
 from gqacheck.testing.sketch import sketch_llama
 
@@ -58,6 +58,17 @@ def beside(ratio: float, error: float | None = 0.01, **changes: object) -> Perpl
     )
 
 
+def noise(corpus: str = "smoke", **changes: object) -> Perplexity:
+    """Worse than guessing."""
+    return replace(perplexity(segment("text", 9.0), corpus=corpus), **changes)  # type: ignore[arg-type]
+
+
+def explained(verdict: Damage) -> Subject:
+    """Noise beside a base, and where it comes from."""
+    found = replace(noise(), relative=BaseRelative(50.0, 8103.0, 162.0, 5.1, 0.1, 1000, 4))
+    return ran(found, counterfactuals=(Counterfactual("smoke", found.protocol, 50.0, 372.1, 8103.0, 9, 4, verdict),))
+
+
 def allowing(ratio: float, subject: Subject) -> Subject:
     return replace(subject, expect=Expectations(ppl_ratio=ratio))
 
@@ -70,6 +81,14 @@ FIRES: Cases = {
     "GQA702": [
         ("one NaN", lambda: Case(ran(non_finite=1), says=["1 of 1,000,000 logits"], severity="error")),
         ("half precision", lambda: Case(ran(non_finite=9, dtype="float16"), fixes=["--dtype float32"])),
+        (
+            "in decoding alone",
+            lambda: Case(
+                ran(non_finite=9, non_finite_from=3),
+                says=["from token 3 of a generated text on"],
+                fixes=["--consistency"],
+            ),
+        ),
         ("every logit", lambda: Case(ran(non_finite=1_000_000), says=["1,000,000 of 1,000,000"])),
     ],
     "GQA703": [
@@ -117,6 +136,27 @@ FIRES: Cases = {
                 fixes=["add_bos_token"],
             ),
         ),
+        (
+            "above the band without BOS",
+            lambda: Case(
+                ran(known(650.0, bos_value=21.0, bos_left_out_by="tokenizer")),
+                says=["is broken: above 100", "with BOS in front of each window it is 21.00"],
+                fixes=["add_bos_token"],
+            ),
+        ),
+        (
+            "worse than guessing on PTB alone",
+            lambda: Case(ran(noise("ptb=ptb.valid.txt")), severity="warning", says=["on ptb=ptb.valid.txt"]),
+        ),
+        ("damage by the pairing", lambda: Case(explained("pairing"), fixes=["GQA6xx", "whole KV groups"])),
+        ("damage by the amount", lambda: Case(explained("over-pruned"), fixes=["too much was removed"])),
+        ("no more damage than the cut costs", lambda: Case(explained("fine"), fixes=["too much was removed"])),
+        ("damage by neither", lambda: Case(explained("loader"), fixes=["the cut and its pairing are right"])),
+        ("no base", lambda: Case(ran(noise()), fixes=["--base PARENT", "pairing is wrong or too much was removed"])),
+        (
+            "the built-in text",
+            lambda: Case(ran(noise(known_corpus="smoke")), fixes=["smoke says nothing of a model that was trained on"]),
+        ),
         ("a loss that overflows", lambda: Case(ran(perplexity(segment("text", 1e6))), says=["perplexity inf"])),
         (
             "a loss that is NaN with finite logits",
@@ -127,6 +167,10 @@ FIRES: Cases = {
         (
             "six times the base's",
             lambda: Case(ran(beside(6.0)), says=["6.00 times", "20.00", "5 times"], severity="error"),
+        ),
+        (
+            "six times the base's on PTB alone",
+            lambda: Case(ran(replace(beside(6.0), corpus="ptb=x.txt")), says=["more than 5 times"], severity="warning"),
         ),
         ("twice the base's", lambda: Case(ran(beside(2.0)), says=["more than 1.5 times"], severity="warning")),
         ("above what the caller allows", lambda: Case(allowing(1.1, ran(beside(1.2))), severity="error", says=["1.1"])),
@@ -172,6 +216,14 @@ NEARLY: Cases = {
             "a base that is as bad",
             lambda: Case(ran(known(150.0, relative=BaseRelative(149.0, 150.0, 1.007, 0.007, 0.01, 9, 3)))),
         ),
+        (
+            "a protocol that leaves out the BOS that the model needs",
+            lambda: Case(ran(noise(bos_value=21.0, bos_left_out_by="protocol"))),
+        ),
+        (
+            "the same above a band",
+            lambda: Case(ran(known(650.0, bos_value=21.0, bos_left_out_by="protocol"))),
+        ),
         ("NaN logits, which GQA702 reports", lambda: Case(ran(perplexity(segment("text", math.nan)), non_finite=5))),
     ],
     "GQA704": [
@@ -212,6 +264,16 @@ def test_gqa703_without_a_perplexity_is_skipped() -> None:
 def test_gqa704_without_a_base_or_beside_a_broken_one_is_skipped() -> None:
     skips(ran(perplexity(segment("text", 3.0))), "GQA704", needs="base")
     skips(ran(beside(9.0, base_broken=True)), "GQA704", needs="base")
+    skipped = skips(ran(perplexity(segment("text", 3.0)), base_problem="another model"), "GQA704", needs="base")
+    assert skipped.reason == "another model"
+
+
+@pytest.mark.parametrize("verdict", ["over-pruned", "fine"])
+def test_gqa703_of_what_the_cut_costs_blames_neither_pairing_nor_lora(verdict: Damage) -> None:
+    found = fires(explained(verdict), "GQA703")
+    assert "pairing" not in found.fix
+    assert "GQA6" not in found.fix
+    assert "LoRA" not in found.consequence
 
 
 def test_band_belongs_to_its_corpus_protocol_and_complete_runs() -> None:

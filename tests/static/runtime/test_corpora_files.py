@@ -35,12 +35,12 @@ def test_read_rows_of_every_json_form_gives_the_same_texts(name, content, tmp_pa
     path = tmp_path / name
     data = content.encode()
     path.write_bytes(gzip.compress(data) if name.lower().endswith("gz") else data)
-    assert read_rows(str(path)) == ("one, 一", "two\nlines", "")
+    assert read_rows(str(path)).texts == ("one, 一", "two\nlines", "")
 
 
 def test_read_rows_with_a_limit_stops_there_and_never_looks_further(tmp_path):
     (tmp_path / "a.jsonl").write_text(LINES + "not json")
-    assert read_rows(str(tmp_path / "a.jsonl"), limit=2) == ("one, 一", "two\nlines")
+    assert read_rows(str(tmp_path / "a.jsonl"), limit=2).texts == ("one, 一", "two\nlines")
     with pytest.raises(ReadError, match=r"row 4 of .* is not JSON"):
         read_rows(str(tmp_path / "a.jsonl"))
 
@@ -62,10 +62,42 @@ def test_read_rows_with_a_limit_stops_there_and_never_looks_further(tmp_path):
 def test_read_rows_chooses_the_only_text_column_or_says_which_there_are(row, column, outcome, tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     if " " not in outcome:
-        assert read_rows(str(tmp_path / "a.jsonl"), column) == (outcome,)
+        found = read_rows(str(tmp_path / "a.jsonl"), column)
+        assert found.texts == (outcome,)
+        assert row[found.column] == outcome
         return
     with pytest.raises((UsageError, ReadError), match=outcome):
         read_rows(str(tmp_path / "a.jsonl"), column)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("rows", "outcome"),
+    [
+        ([{"id": "1", "text": None}, {"id": "2", "text": "x"}], "row 1 of .* holds nothing, not text"),
+        ([{"id": "1"}, {"id": "2", "text": "x"}], "row 1 of .* has no column text"),
+        ([{"id": "1", "sentence": 5}], "row 1 of .* holds int, not text"),
+        ([{"id": "1", "text": ["x"]}, {"id": "2", "text": ["y"]}], "row 1 of .* holds list, not text"),
+        ([{"id": 1, "body": None}, {"id": 2, "body": "x"}], "row 1 of .* holds nothing, not text"),
+        ([{"a": None, "body": "x"}, {"a": "y", "body": "z"}], "has the text columns a, body"),
+        ([{"a": "x", "body": "x"}, {"a": 5, "body": "z"}], "body"),
+        ([{"n": 1}, {"n": 2}], "has no column of text"),
+    ],
+)
+def test_column_is_chosen_by_the_first_rows_and_one_called_text_is_never_passed_over(rows, outcome, name, tmp_path):
+    (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    if " " not in outcome:
+        assert read_rows(str(tmp_path / name)).column == outcome
+        return
+    with pytest.raises((UsageError, ReadError), match=outcome):
+        read_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", [{"data": [{"text": "x"}]}, {"text": 5}, {"n": 1}])
+def test_file_in_which_there_is_no_text_could_not_be_read_and_is_no_wrong_usage(content, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ReadError):
+        read_rows(str(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +135,7 @@ def test_read_rows_of_too_much_text_says_how_to_take_a_part(tmp_path, monkeypatc
     (tmp_path / "a.jsonl").write_text('{"text": "%s"}\n' % ("x" * 30) * 10)
     with pytest.raises(ReadError, match="more than 100 bytes of text; read its first rows alone, with rows=1"):
         read_rows(str(tmp_path / "a.jsonl"))
-    assert len(read_rows(str(tmp_path / "a.jsonl"), limit=3)) == 3
+    assert len(read_rows(str(tmp_path / "a.jsonl"), limit=3).texts) == 3
     (tmp_path / "b.json").write_text(json.dumps(ROWS * 3, indent=1))
     with pytest.raises(ReadError, match="one JSON list of more than 100 bytes"):
         read_rows(str(tmp_path / "b.json"))
@@ -137,4 +169,4 @@ def test_read_rows_of_any_bytes_is_text_or_one_error(tmp_path_factory, data, nam
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(data)
     with contextlib.suppress(ReadError, UsageError):
-        assert any(row.strip() for row in read_rows(str(path)))
+        assert any(row.strip() for row in read_rows(str(path)).texts)
