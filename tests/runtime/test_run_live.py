@@ -39,6 +39,15 @@ def test_autocast_of_the_caller_changes_no_figure_and_is_on_again_afterwards():
     assert inside.runtime.consistency.comparisons == alone.runtime.consistency.comparisons
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """Its state belongs to the process: a Trainer that ran before has made it."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_autocast_that_accelerate_put_around_the_forward_is_no_part_of_the_model():
     model = tiny_model("llama")
     alone = checked(model, consistency=True)

@@ -143,8 +143,6 @@ def test_run_of_what_is_not_supported_raises_before_it_asks_for_a_tokenizer(tmp_
         ({"device": "tpu-x"}, "unknown device"),
         ({"device": "meta"}, "not supported"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
-        ({"limit": 0}, "at least 1"),
-        ({"batch_size": -1}, "at least 1"),
         ({"corpora": ("smoke", "smoke")}, "the same text"),
         ({"corpora": ("nothing",)}, "unknown corpus"),
     ],
