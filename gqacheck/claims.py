@@ -265,7 +265,7 @@ def runtime_claim(
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, "no runtime rule judged what it did")
     wanted = facts.asked or frozenset(("ppl",))
     ptb = [f for f in findings if f.code in ("GQA703", "GQA704")]
-    if ptb and facts.perplexities and all(perplexity.is_ptb for perplexity in facts.perplexities):
+    if ptb and _ptb_alone(facts):
         reason = f"{_codes(ptb)} on PTB, which alone proves nothing: measure wikitext2 or a text of your own, too"
         return ClaimResult("runtime", ClaimState.NOT_CHECKED, reason, n_rules)
     missing = [name for name in PARTS if name in wanted and not measured(facts, name)]
@@ -292,6 +292,10 @@ def measured(facts: RuntimeFacts | None, name: str) -> bool:
     return facts.consistency is not None and any(not one.skipped for one in facts.consistency.comparisons)
 
 
+def _ptb_alone(facts: RuntimeFacts | None) -> bool:
+    return facts is not None and bool(facts.perplexities) and all(one.is_ptb for one in facts.perplexities)
+
+
 def unmet(required: Iterable[str], claims: Sequence[ClaimResult], facts: RuntimeFacts | None) -> tuple[str, ...]:
     """One sentence per required thing that was not checked."""
     states = {claim.name: claim for claim in claims}
@@ -301,6 +305,8 @@ def unmet(required: Iterable[str], claims: Sequence[ClaimResult], facts: Runtime
         if name in PARTS:
             asked = facts is None or not facts.asked or name in facts.asked
             checked = measured(facts, name) or (claim.state is ClaimState.FAIL and asked)
+            if name == "ppl" and claim.state is ClaimState.NOT_CHECKED and _ptb_alone(facts):
+                checked = False
         else:
             checked = claim.state is not ClaimState.NOT_CHECKED
         if not checked:

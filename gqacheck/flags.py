@@ -195,7 +195,7 @@ GROUPS: tuple[tuple[str, tuple[Flag, ...]], ...] = (
             Flag("--output", "FORMAT=FILE", "also into a file: any of these, or svg, the map of heads; repeatable",
                  _output, repeat=True, setting=False),
             Flag("--quiet", "", "one line per checkpoint, no progress bar"),
-            Flag("--verbose", "", "also what was measured layer by layer"),
+            Flag("--verbose", "", "also what was measured layer by layer, in the text report"),
             Flag("--color", "WHEN", "auto, always or never", one_of(*COLOURS)),
         ),
     ),

@@ -47,6 +47,8 @@ def _no_induction(subject: Subject) -> tuple[str, str] | None:
             else "the repeated random sequences could not be run"
         )
     base = consistency.base_induction
+    if subject.runtime is not None and subject.runtime.base_problem:
+        return "base", subject.runtime.base_problem
     if base is None:
         return "base", "a model that was never trained to copy cannot have lost it: give the parent with --base"
     if not base.drop >= _COPIES:

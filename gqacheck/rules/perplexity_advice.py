@@ -27,6 +27,8 @@ def fix_of(subject: Subject, runtime: RuntimeFacts, perplexity: Perplexity) -> s
     """What to do about it, as far as it is known where it comes from."""
     if perplexity.bos_value is not None:
         return FORGOTTEN
+    if perplexity.is_ptb:
+        return "measure wikitext2 or a text of your own, too"
     if perplexity.relative is None:
         return fix_alone(runtime, perplexity)
     if perplexity.relative.base_broken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gqacheck.geometry.config import config_number
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Perplexity
 from gqacheck.rules.perplexity import perplexity_text, unsettled, worse_than_guessing
@@ -11,7 +12,7 @@ from gqacheck.runtime.base_tokenizer import OwnTokenizer
 from gqacheck.runtime.doubts import without_bos
 from gqacheck.text import printable
 
-LOST = frozenset(("GQA108", "GQA304", "GQA401", "GQA402", "GQA410"))
+LOST = frozenset(("GQA108", "GQA304", "GQA402", "GQA410"))
 """Rules whose errors mean that biases, layers or other tensors are lost: it runs, and is another model than it was.
 
 What is only written down wrongly (GQA2xx, the rest of GQA4xx) is not here: the rebuild goes by the tensors.
@@ -21,10 +22,16 @@ MEND = "mend it, or name the right base"
 
 def refusal(base: Subject) -> str:
     """Why the base is not run at all, "" when nothing is known against it."""
-    lost = errors_of(base, LOST)
+    lost = errors_of(base, LOST) or _fewer_layers(base)
     if not lost:
         return ""
     return f"the base itself is broken: its own check finds {lost}, so it cannot judge this file: {MEND}"
+
+
+def _fewer_layers(base: Subject) -> str:
+    """GQA401 where the config states more layers than are stored; fewer are a config that is behind."""
+    stated = config_number(base.checkpoint.config.values, "num_hidden_layers") if base.checkpoint.config else None
+    return errors_of(base, frozenset(("GQA401",))) if stated and stated > len(base.geometry.layers) else ""
 
 
 def broken(base: Subject, measured: Sequence[Perplexity], own: OwnTokenizer | None) -> str:
@@ -35,6 +42,11 @@ def broken(base: Subject, measured: Sequence[Perplexity], own: OwnTokenizer | No
         if needs_bos(one):
             return bos_words(one, own)
     first = measured[0]
+    if all(one.is_ptb for one in measured):
+        return (
+            f"the base reads {printable(first.corpus, 80)} no better than guessing either (perplexity "
+            f"{perplexity_text(first.value)}), and PTB alone proves nothing: measure wikitext2 or a text of your own"
+        )
     corpus, value = printable(first.corpus, 80), perplexity_text(first.value)
     said = (
         f"the base itself is broken: its perplexity on {corpus} is {value}, worse than guessing, so it cannot judge "
@@ -68,7 +80,7 @@ def bos_words(perplexity: Perplexity, own: OwnTokenizer | None) -> str:
     )
     if own is not None and own.puts_bos:
         return (
-            f"this file was read with a tokenizer that puts no BOS before a text, as the base's own does: {numbers}; "
+            f"this file was read with a tokenizer that puts no BOS before a text; the base's own puts one: {numbers}; "
             "nothing is said by the base then: name the base's tokenizer with --tokenizer"
         )
     if own is not None:

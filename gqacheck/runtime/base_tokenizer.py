@@ -11,7 +11,7 @@ from gqacheck.runtime.tokenizer import TextEncoder, make_encoder, open_tokenizer
 
 ALIKE = 0.9
 """Share of ids that two forms of one tokenizer have in common at least: they may differ in how they read a special
-token in the text or its first space. Tokenizers that were trained apart share next to nothing."""
+token in the text or its first space. Small tokenizers that were trained apart on like texts shared two thirds."""
 _PROBE = 1500
 """Characters of each part of the built-in text."""
 

@@ -3,6 +3,7 @@ the child's perplexity comes from. The base is rebuilt once, and gone afterwards
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from gqacheck.errors import GqacheckError, UsageError, reason_of
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.outcomes import Counterfactual, Generation, Induction, Perplexity, RuntimeFacts
 from gqacheck.rules.perplexity import worse_than_guessing
-from gqacheck.runtime.base_health import bos_words, broken, errors_of, needs_bos, refusal
+from gqacheck.runtime.base_health import MEND, bos_words, broken, errors_of, needs_bos, refusal
 from gqacheck.runtime.counterfactual import explain as explain_perplexities
 from gqacheck.runtime.left import Left, judged_alone
 from gqacheck.runtime.running import (
@@ -28,8 +29,12 @@ from gqacheck.runtime.running import (
 
 if TYPE_CHECKING:
     from gqacheck.runtime.base_tokenizer import OwnTokenizer
+    from gqacheck.runtime.drawing import Drawn
     from gqacheck.runtime.kept import Kept
     from gqacheck.runtime.relative import Beside
+
+
+NO_CONFIG = "it carries no config: put its config.json beside it, or name the folder that has both"
 
 
 @dataclass(slots=True)
@@ -40,6 +45,7 @@ class _Base:
     besides: list[Beside | None] = field(default_factory=list)
     masked: list[Perplexity] = field(default_factory=list)
     generation: Generation | None = None
+    reads_less: bool = False
     induction: Induction | None = None
     tokenizer: OwnTokenizer | None = None
     notes: list[str] = field(default_factory=list)
@@ -71,7 +77,7 @@ def run_beside(
     found = _Base(notes=[why] if why else [])
     try:
         found.tokenizer = _own_tokenizer(parent, left)
-        if found.tokenizer is not None and found.tokenizer.another:
+        if found.tokenizer is not None and found.tokenizer.another and request.tokenizer is None:
             return replace(judged_alone(facts, left), base_problem=found.tokenizer.another)
         _run(child, parent, facts, left, request, kept, found)
     except UsageError:
@@ -79,7 +85,8 @@ def run_beside(
     except (GqacheckError, OSError, MemoryError, RecursionError) as error:
         own = errors_of(parent)
         also = f"; its own check finds {own}" if own else ""
-        sentence = f"the base could not be run beside this file: {reason_of(error)}{also}"
+        why = reason_of(error) if parent.checkpoint.config is not None else NO_CONFIG
+        sentence = f"the base could not be run beside this file: {why}{also}"
         return replace(judged_alone(facts, left), base_problem=sentence)
     return _together(child, parent, facts, left, found, kept, pairing_broken)
 
@@ -182,6 +189,7 @@ def _look(running: Running, facts: RuntimeFacts, left: Left, request: Request, f
         progress = labelled(request.progress, "parent: ")
         own = draw(running.model, left.encoder.tokenizer, seed=request.seed, like=left.drawn, progress=progress)
         found.generation = judge(left.drawn, own, under)
+        found.reads_less = _reads_nothing(own) and not _reads_nothing(left.drawn)
 
 
 def _masked(
@@ -214,7 +222,12 @@ def _measure(
         raise CannotRun(
             f"it reads {reads} positions, and this file was read in windows of {longest + 1}: use windows-{reads}"
         )
-    left.encoder.check_ids(plan.tokens, int(running.model.get_input_embeddings().weight.shape[0]))
+    rows, top = int(running.model.get_input_embeddings().weight.shape[0]), max(map(max, (w.ids for w in plan.windows)))
+    if top >= rows:
+        raise CannotRun(
+            f"the text, as this file reads it, has ids up to {top}, and the base's embedding has {rows} rows: measure "
+            "a text without the tokens that this file has and the base has not"
+        )
     return measure_perplexity(
         running.model,
         left.encoder,
@@ -240,7 +253,7 @@ def _together(
     from gqacheck.runtime.relative import relate
 
     own = found.tokenizer
-    problem = broken(parent, found.perplexities, own)
+    problem = broken(parent, found.perplexities, own) or _broken_otherwise(found)
     related, notes = [], [*([own.note] if own is not None and own.note else []), *found.notes]
     for mine, base, beside in zip(facts.perplexities, found.perplexities, found.besides, strict=True):
         if needs_bos(base):
@@ -272,7 +285,23 @@ def _together(
         bases=tuple(found.perplexities),
         counterfactuals=explained,
         notes=(*facts.notes, *notes),
-        generation=found.generation,
+        generation=judged_alone(facts, left).generation if problem else found.generation,
         consistency=consistency,
         base_problem=problem,
     )
+
+
+def _reads_nothing(drawn: Drawn) -> bool:
+    return bool(drawn.readings) and all(reading.lost for reading in drawn.readings)
+
+
+def _broken_otherwise(found: _Base) -> str:
+    """Why the base says nothing of the child's texts and of its copying, "" when it does."""
+    if found.reads_less:
+        return (
+            "the base itself is broken: it reads known text of no language better than guessing, and this file does, "
+            f"so it cannot judge what this file writes: {MEND}"
+        )
+    if found.induction is not None and not math.isfinite(found.induction.drop):
+        return f"the base itself is broken: its logits are NaN or infinite on repeated random tokens: {MEND}"
+    return ""

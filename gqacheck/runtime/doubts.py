@@ -13,13 +13,8 @@ from gqacheck.text import printable
 
 
 def settled(subject: Subject, facts: RuntimeFacts) -> RuntimeFacts:
-    """``facts`` of the subject with the first reason for which they do not count: what is wrong with its base, mostly.
-
-    Only perplexities and generated texts need the base that was given.
-    """
+    """``facts`` of the subject with the first reason for which they do not count; mostly that is its base."""
     facts = replace(facts, base_problem=facts.base_problem or _no_base(subject))
-    if facts.base_problem and not facts.perplexities and facts.generation is None:
-        return replace(facts, notes=(*facts.notes, facts.base_problem))
     return replace(facts, problem=facts.base_problem or facts.problem or _unread(facts.perplexities))
 
 

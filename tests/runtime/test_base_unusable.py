@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from bos_models import LLAMA, forgetting_bos, with_other_ids
@@ -14,6 +14,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 import gqacheck
 from fixtures.zoo import ZOO, build_case
+from gqacheck.claims import unmet
 from gqacheck.formats import open_checkpoint
 from gqacheck.geometry.facts import Subject
 from gqacheck.geometry.measure import measure
@@ -113,10 +114,83 @@ def test_base_that_cannot_be_run_is_not_checked_rather_than_passed(text, tmp_pat
     assert "use windows-64" in report.error
 
 
-def test_base_that_is_another_model_is_a_note_where_only_consistency_was_asked():
+def test_base_that_is_another_model_is_told_where_only_consistency_was_asked():
     report = gqacheck.check(FIXTURES / "copy-12x3", base=QWEN, consistency=True)
-    assert report.exit_code == 0
-    assert any(note.startswith("the base is another model") for note in report.runtime.notes)
+    assert report.exit_code == 3
+    assert report.error.startswith("the base is another model")
+    assert [skip.reason for skip in report.skipped if skip.code == "GQA712"] == [report.error]
+
+
+def changed(folder, of, change):
+    """A copy of a model folder with other weights."""
+    shutil.copytree(of, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: change(name, tensor) for name, tensor in tensors.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    return folder
+
+
+def test_healthy_child_of_a_broken_base_is_not_called_garbled(tmp_path):
+    def shuffled(name, tensor):
+        return tensor.roll(7, 0) * 3 if "mlp.down_proj" in name or "self_attn" in name else tensor
+
+    base = changed(tmp_path / "base", LLAMA, shuffled)
+    report = gqacheck.check(LLAMA, base=base, generate=True, select=["GQA7"])
+    assert report.findings == ()
+    assert report.exit_code == 3
+    assert report.error.startswith("the base itself is broken: it reads known text of no language")
+    assert report.runtime.generation.base_samples == ()
+
+
+def test_nan_base_says_nothing_of_copying(tmp_path):
+    base = changed(
+        tmp_path / "base", FIXTURES / "copy-12x3", lambda name, x: x * math.nan if name.endswith("norm.weight") else x
+    )
+    report = gqacheck.check(FIXTURES / "copy-12x3", base=base, consistency=True)
+    assert report.exit_code == 3
+    assert "its logits are NaN or infinite on repeated random tokens" in report.error
+
+
+def test_base_without_a_config_is_told_where_it_must_be(text, tmp_path):
+    base = shutil.copy(LLAMA / "model.safetensors", tmp_path / "base.safetensors")
+    report = gqacheck.check(LLAMA, base=base, ppl=[text], require=["ppl"])
+    assert_not_judged(report, "it carries no config: put its config.json beside it")
+
+
+def test_tokenizer_that_was_named_is_that_of_both(text, tmp_path):
+    base = shutil.copytree(LLAMA, tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FIXTURES / "copy-12x3" / name, base / name)
+    assert gqacheck.check(LLAMA, base=base, ppl=[text]).error.startswith("the base has another tokenizer")
+    report = gqacheck.check(LLAMA, base=base, ppl=[text], tokenizer=LLAMA, require=["ppl"])
+    assert report.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("stated", "refused"), [(5, False), (7, True)])
+def test_base_with_fewer_layers_than_it_states_has_lost_some(stated, refused, tmp_path):
+    shutil.copytree(LLAMA, tmp_path / "base")
+    config = json.loads((LLAMA / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": stated}))
+    checkpoint = open_checkpoint(str(tmp_path / "base"))
+    assert bool(refusal(Subject(checkpoint, measure(checkpoint)))) == refused
+
+
+def test_base_that_does_not_read_ptb_is_not_called_broken(tmp_path):
+    checkpoint = open_checkpoint(str(LLAMA))
+    segment = SegmentLoss("text", 9.0, 100, 5.0, 6.0, (9.0,) * 4)
+    one = Perplexity("ptb=f.txt", "p", "f", math.exp(9), None, 400, 4, True, 400, (segment,), windows_in_all=4)
+    one = replace(one, known_corpus="ptb")
+    said = broken(Subject(checkpoint, measure(checkpoint)), [one], None)
+    assert "PTB alone proves nothing" in said
+    assert "broken" not in said
+
+
+def test_tokens_that_only_the_child_has_are_told(text, tmp_path):
+    base = changed(tmp_path / "base", LLAMA, lambda name, x: x[:512].clone() if len(x) == 2048 else x)
+    config = json.loads((LLAMA / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "vocab_size": 512}))
+    report = gqacheck.check(LLAMA, base=base, ppl=[text], require=["ppl"])
+    assert_not_judged(report, "and the base's embedding has 512 rows: measure a text without the tokens")
 
 
 def test_base_without_a_tokenizer_of_its_own_is_compared(text, tmp_path):
@@ -143,9 +217,10 @@ def test_base_that_few_windows_do_not_settle_is_not_called_broken(tmp_path):
 
 def test_ptb_alone_warns_and_never_fails(text, tmp_path):
     child = build_case(CASES["llama-truncated-bin"], tmp_path)
-    ptb = Path(text).rename(tmp_path / "ptb.txt")
+    ptb = shutil.copy(text, tmp_path / "ptb.txt")
     alone = gqacheck.check(child, ppl=[f"ptb={ptb}@llm-pruner-128"], select=["GQA7"])
     (finding,) = alone.findings
+    assert "ppl" in str(unmet(["ppl"], alone.claims, alone.runtime))
     assert (finding.code, finding.severity.value, alone.exit_code) == ("GQA703", "warning", 0)
     assert claim(alone).state is ClaimState.NOT_CHECKED
     assert "on PTB, which alone proves nothing" in claim(alone).reason

@@ -18,7 +18,7 @@ from gqacheck.runtime import corpus
 from gqacheck.runtime.corpora.wikitext import raw_of, rows_of
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-NO_BOS = "a tokenizer that puts no BOS before a text, as the base's own does"
+NO_BOS = "a tokenizer that puts no BOS before a text; the base's own puts one"
 
 
 @pytest.fixture(scope="module")

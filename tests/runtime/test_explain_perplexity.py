@@ -233,7 +233,7 @@ def test_parent_without_a_config_is_said(tiny_pair, text, tmp_path):
     bare = subject_of(tmp_path / "state.bin")
     found, (note,), _ = explained(child, bare, corpora=(text,), lineage=lineage_of(child, parent))
     assert found == ()
-    assert note.startswith("the base could not be run beside this file: the file carries no config")
+    assert note.startswith("the base could not be run beside this file: it carries no config")
 
 
 def test_forward_of_the_parent_that_raises_is_said(tiny_pair, text, monkeypatch):
