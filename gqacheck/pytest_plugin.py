@@ -19,6 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--gqacheck", {"action": "append", "metavar": "CKPT", "help": "check this file or folder; repeatable"}),
@@ -74,17 +75,29 @@ def _has_options(config: pytest.Config) -> bool:
 
 
 def _has_settings(config: pytest.Config) -> bool:
-    """Whether some file upwards from here may hold settings of gqacheck; reading them is left to those who do."""
+    """Whether some file upwards from here holds settings of gqacheck; reading them is left to those who do."""
     here = config.invocation_params.dir
     for folder in (here, *here.parents):
-        if (folder / "gqacheck.toml").is_file():
+        if (folder / "gqacheck.toml").is_file() or _has_table(folder / "pyproject.toml"):
             return True
-        try:
-            if b"gqacheck" in (folder / "pyproject.toml").read_bytes():
-                return True
-        except OSError:
-            continue
     return False
+
+
+def _has_table(path: Path) -> bool:
+    """Whether a file has [tool.gqacheck], or is broken; projects that only mention gqacheck pay for no settings."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    if b"gqacheck" not in data:
+        return False
+    import tomllib
+
+    try:
+        tool = tomllib.loads(data.decode()).get("tool")
+    except (ValueError, RecursionError):  # whoever reads the settings says what is wrong
+        return True
+    return isinstance(tool, dict) and "gqacheck" in tool
 
 
 @pytest.fixture(scope="session")

@@ -40,16 +40,27 @@ def read_asked(config: pytest.Config) -> Asked:
     here = str(config.invocation_params.dir)
     given = dict(_given(config.option, here))
     refuse_moved_root(config)
-    settings = find_settings(here)
     named = _named(config.option.gqacheck, here)
-    if not named and not given and settings.checkpoints and tests_named(config):
-        return Asked(left_out=f"the checkpoints of {settings.source} are not checked when tests are named")
+    if not named and not given and tests_named(config):
+        return Asked(left_out=_left_out(here))
+    settings = find_settings(here)
     paths = named or settings.expand()
     if not paths and given:
         options = ", ".join(f"--gqacheck-{name.replace('_', '-')}" for name in given)
         where = f"checkpoints = [...] in {settings.source or 'gqacheck.toml'}"
         raise UsageError(f"{options}: no checkpoint is named to use it on; add --gqacheck=CKPT, or {where}")
     return Asked(tuple(_wanted(path, {**settings.of(path), **given}) for path in sorted(dict.fromkeys(paths))))
+
+
+def _left_out(here: str) -> str:
+    """What a run that checks none of the settings' checkpoints says of them; a mistake there need not stop it."""
+    from gqacheck.settings import find_settings
+
+    try:
+        settings = find_settings(here)
+    except UsageError as error:
+        return f"checkpoints of the settings are not checked when tests are named, and could not be: {error}"
+    return f"the checkpoints of {settings.source} are not checked when tests are named" if settings.checkpoints else ""
 
 
 def _wanted(path: str, together: dict[str, Any]) -> Wanted:

@@ -62,5 +62,8 @@ class GqacheckItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[str, int | None, str]:
-        """Where the item is said to be: the checkpoint."""
-        return self.place, None, self.name
+        """Where the item is said to be: the checkpoint.
+
+        The headline is no end of the id: pytest would take that end for a dotted name, and write ``::`` for its dots.
+        """
+        return self.place, None, f"{self.part.name} of {self.plan.name}"

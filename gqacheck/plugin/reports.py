@@ -37,10 +37,12 @@ def require_sound(config: pytest.Config, /, *paths: str | os.PathLike[str], **op
     from gqacheck.screen import internal, show_traceback
 
     marker = "@pytest.mark.gqacheck"
+    if not paths and "path" in options:
+        paths = (options.pop("path"),)
     if not paths:
         pytest.fail(f"{marker} needs the path of a checkpoint", pytrace=False)
     for path in paths:
-        why, shown = "", printable(os.fspath(path), 1000)
+        why, shown = "", printable(str(path), 1000)
         try:
             _refuse_unknown(options)
             report = report_of(config, path, **options)
@@ -52,7 +54,8 @@ def require_sound(config: pytest.Config, /, *paths: str | os.PathLike[str], **op
         if why:
             pytest.fail(f"{marker}: {shown}: {printable(why, 2000)}", pytrace=False)
         if report.exit_code:
-            pytest.fail(f"{shown} is not sound\n\n{render_checkpoint(report)}", pytrace=False)
+            what = "could not be checked" if report.exit_code == 3 else "is not sound"
+            pytest.fail(f"{shown} {what}\n\n{render_checkpoint(report)}", pytrace=False)
 
 
 def _refuse_unknown(options: dict[str, Any]) -> None:

@@ -44,10 +44,6 @@ class GqacheckRun:
         self.made_folder = ""
         self.stale: dict[str, None] = {}
 
-    def pytest_report_header(self) -> str | None:
-        """Why the checkpoints of the settings are not among the items, where they are not."""
-        return f"gqacheck: {printable(self.remark, 400)}" if self.remark else None
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Hands a worker of xdist what was decided. Raises pytest.UsageError for words that xdist cannot hand it."""
@@ -97,7 +93,9 @@ class GqacheckRun:
         self.stale.update(dict.fromkeys(getattr(report, "gqacheck_stale", ())))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Tells them."""
+        """Tells them, and why the checkpoints of the settings are not items: here, because -q leaves out headers."""
+        if self.remark:
+            terminalreporter.write_line(f"gqacheck: {printable(self.remark, 2000)}")
         for entry in self.stale:
             terminalreporter.write_line(f"gqacheck: {entry}")
 

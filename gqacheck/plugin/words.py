@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from glob import glob
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,9 +26,17 @@ _INI = {
 
 
 def tests_named(config: pytest.Config) -> bool:
-    """Whether whoever called pytest named tests; paths that only stand in ``addopts`` do not count."""
-    said = set(_words(config))
-    return any(word in said for word in getattr(config.option, "file_or_dir", None) or ())
+    """Whether whoever called pytest named tests.
+
+    The current folder, the rootdir and those of ``testpaths`` mean the whole suite: they name none.
+    """
+    named = _named(config)
+    if not named:
+        return False
+    here, root = config.invocation_params.dir, config.rootpath
+    found = [path for entry in config.getini("testpaths") for path in glob(entry, root_dir=root, recursive=True)]
+    whole = {here.resolve(), root.resolve(), *((root / path).resolve() for path in found if (root / path).is_dir())}
+    return not any((here / word).resolve() in whole for word in named)
 
 
 def refuse_moved_root(config: pytest.Config) -> None:
@@ -47,6 +56,12 @@ def refuse_moved_root(config: pytest.Config) -> None:
             )
 
 
+def _named(config: pytest.Config) -> list[str]:
+    """The test paths of the call; those that only stand in ``addopts`` do not count."""
+    said = set(_words(config))
+    return [word for word in config.option.file_or_dir or () if word in said]
+
+
 def _words(config: pytest.Config) -> list[str]:
     extra = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
     return extra + [os.fspath(word) for word in config.invocation_params.args]
@@ -61,7 +76,7 @@ def _separate_values(config: pytest.Config) -> Iterator[tuple[str, str]]:
 
 def _moved(config: pytest.Config, path: Path) -> bool:
     here, root, ini = config.invocation_params.dir, config.rootpath, config.inipath
-    tests = [here / word.partition("::")[0] for word in config.option.file_or_dir or ()] if tests_named(config) else []
+    tests = [here / word.partition("::")[0] for word in _named(config)]
     if not any(root == start or root in start.parents for start in tests or [here]):
         return True
     if tests:

@@ -18,12 +18,14 @@ class ContractViolation(AssertionError):
     __module__ = "gqacheck.testing"
 
 
-def violation(what: str, case: PruningCase, report: CheckpointReport | None = None) -> ContractViolation:
-    """The complaint, ready to be raised."""
+def violation(
+    what: str, case: PruningCase, report: CheckpointReport | None = None, dtype: str = "float32"
+) -> ContractViolation:
+    """The complaint, ready to be raised. dtype: of the model that was given."""
     told = f"{what}\n{in_words(case)}"
     if report is not None:
         told += f"\n\n{render_checkpoint(report).rstrip()}"
-    return ContractViolation(f"{told}\n\n{in_code(case)}")
+    return ContractViolation(f"{told}\n\n{in_code(case, dtype)}")
 
 
 def in_words(case: PruningCase) -> str:
@@ -31,9 +33,9 @@ def in_words(case: PruningCase) -> str:
     return f"  model  {case.config}\n  asked  {case.request}"
 
 
-def in_code(case: PruningCase) -> str:
-    """The same, to be pasted."""
-    return f"config = {case.config!r}\nrequest = {case.request!r}"
+def in_code(case: PruningCase, dtype: str = "float32") -> str:
+    """The same, to be pasted: it makes the model that was given."""
+    return f'config = {case.config!r}\nmodel = config.build("{dtype}")\nrequest = {case.request!r}'
 
 
 def one_line(error: BaseException) -> str:

@@ -243,6 +243,7 @@ class PrunerContract:
 
     @property
     def _declared(self) -> Declared:
+        __tracebackhide__ = True
         return declared_by(self)
 
     def _for_all(
@@ -274,19 +275,17 @@ class PrunerContract:
 
     def _raw(self, case: PruningCase, dtype: str) -> Any:
         __tracebackhide__ = True
-        return self._call(case.config.build(dtype), case)
+        return self._call(case.config.build(dtype), case, dtype)
 
-    def _call(self, model: Any, case: PruningCase) -> Any:
+    def _call(self, model: Any, case: PruningCase, dtype: str = "float32") -> Any:
         __tracebackhide__ = True
-        from torch import nn
-
+        names = {name for name, _ in model.named_parameters()}
         try:
             child = self.prune(model, case.request)
         except Exception as error:
-            noted(error, case)
+            noted(error, case, dtype)
             raise
-        if not isinstance(child, nn.Module):
-            raise violation(f"prune() returned {type(child).__name__} and not a model", case)
+        holding.hold_kind(child, names, case, dtype)
         return child
 
     def _check_refusal(self, error: Exception, case: PruningCase) -> None:
@@ -336,6 +335,7 @@ def broken_properties(contract: type[PrunerContract]) -> dict[str, str]:
 
 
 def _cases_wanted() -> int:
+    __tracebackhide__ = True
     wanted = os.environ.get("GQACHECK_CASES", "").strip() or "0"
     if not wanted.isdecimal():
         raise UsageError(f"GQACHECK_CASES is {wanted[:40]!r}: it must be a whole number, such as 1000")

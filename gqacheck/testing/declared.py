@@ -30,6 +30,7 @@ def declared_by(contract: Any) -> Declared:
     Raises:
         UsageError: one of them says nothing that can be tried; it names the attribute and what it may be.
     """
+    __tracebackhide__ = True
     for name in ("layer_ranges", "uniform", "in_place", "rewrites_weights", "restores_rng"):
         if not isinstance(getattr(contract, name), bool):
             raise _refused(contract, name, "it must be True or False")
@@ -51,6 +52,7 @@ def declared_by(contract: Any) -> Declared:
 
 
 def _names(contract: Any, attribute: str, allowed: Sequence[str], *, none: bool = False) -> tuple[Any, ...]:
+    __tracebackhide__ = True
     value = getattr(contract, attribute)
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Collection) else ()
     known = f"among {', '.join(allowed)}" if len(allowed) < 20 else "that `gqacheck rules` lists"
@@ -61,6 +63,7 @@ def _names(contract: Any, attribute: str, allowed: Sequence[str], *, none: bool 
 
 
 def _ratios(contract: Any) -> tuple[tuple[int, int], ...]:
+    __tracebackhide__ = True
     value = contract.ratios
     pairs = list(value) if isinstance(value, Collection) else []
     for pair in pairs:

@@ -126,10 +126,10 @@ def _plainest_failure(
     return told if isinstance(told, ContractViolation) else noted(told, case)
 
 
-def noted(error: Exception, case: PruningCase) -> Exception:
+def noted(error: Exception, case: PruningCase, dtype: str = "float32") -> Exception:
     """The same exception, which now tells of which case it is, unless it did."""
     if not any(each.startswith("  model  ") for each in getattr(error, "__notes__", ())):
-        error.add_note(f"{in_words(case)}\n{in_code(case)}")
+        error.add_note(f"{in_words(case)}\n{in_code(case, dtype)}")
     return error
 
 

@@ -134,11 +134,17 @@ def test_usage_error_of_a_pruner_is_the_pruners_own() -> None:
 
 
 def test_module_that_is_no_language_model_is_the_pruners_fault() -> None:
-    class Inner(Guided):
+    from transformers import LlamaForSequenceClassification
+
+    class Classifying(Guided):
         examples = 1
 
         def prune(self, model: Any, request: PruningRequest) -> Any:
-            return super().prune(model, request).model
+            child = super().prune(model, request)
+            other = LlamaForSequenceClassification(child.config)
+            other.model = child.model
+            return other.eval()
 
-    with pytest.raises(pytest.fail.Exception, match="could not be run in several ways: a LlamaModel cannot be run"):
-        Inner().test_every_way_of_running_it_agrees()
+    told = "could not be run in several ways: a LlamaForSequenceClassification cannot be run"
+    with pytest.raises(pytest.fail.Exception, match=told):
+        Classifying().test_every_way_of_running_it_agrees()

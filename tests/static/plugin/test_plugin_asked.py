@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import pytest
 from plugin_repository import Repository
 
 from gqacheck.plugin.plan import Plan
 from gqacheck.plugin.session import start
+from gqacheck.pytest_plugin import _has_settings
 from gqacheck.testing.sketch import sketch_llama
 
 pytest_plugins = "pytester"
@@ -56,6 +58,7 @@ def test_baseline_lets_known_findings_pass(repository: Repository) -> None:
 
 
 def test_run_that_asks_for_nothing_imports_and_says_nothing(repository: Repository) -> None:
+    repository.write("pyproject.toml", '# for gqacheck\n[dependency-groups]\ndev = ["gqacheck"]\n')
     repository.write(
         "test_own.py",
         "import sys\ndef test_own():\n"
@@ -121,11 +124,35 @@ def test_what_makes_no_sense_is_one_line_of_pytest(words: list[str], repository:
         '[tool]\ngqacheck = {checkpoints = ["s*.bin"]}',
         '[tool."gqacheck"]\ncheckpoints = ["s*.bin"]',
         '[tool.gqacheck]\ncheckpoints = ["s*.bin"]',
+        'tool.gqacheck.checkpoints = ["s*.bin"]',
     ],
 )
 def test_settings_are_found_however_toml_spells_them(text: str, repository: Repository, asks: Asks) -> None:
     repository.write("pyproject.toml", text + "\n")
+    assert has_settings(repository)
     assert asks() == ["sound.bin"]
+
+
+def has_settings(repository: Repository) -> bool:
+    config: Any = SimpleNamespace(invocation_params=SimpleNamespace(dir=repository.root))
+    return _has_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('[dependency-groups]\ndev = ["gqacheck"]', False),
+        ("# [tool.gqacheck]\n[tool.other]\ngqacheck = {}", False),
+        ("[project]\ndescription = '''\n[tool.gqacheck]\n'''", False),
+        ("tool = 3 # gqacheck", False),
+        ("[tool]\ngqacheck.checkpoints = []", True),
+        ("[[tool.gqacheck.paths]]", True),
+        ("[tool.gqacheck", True),  # whoever reads it says what is wrong
+    ],
+)
+def test_file_that_only_mentions_gqacheck_holds_no_settings(text: str, found: bool, repository: Repository) -> None:
+    repository.write("pyproject.toml", text + "\n")
+    assert has_settings(repository) is found
 
 
 def test_settings_are_the_nearest_above_where_pytest_was_called(
@@ -161,6 +188,11 @@ def test_options_of_one_path_hold_for_it_alone(repository: Repository) -> None:
     [
         (["test_own.py"], []),
         (["test_own.py::test_own"], []),
+        (["tests"], []),
+        (["tests", "test_own.py"], []),
+        (["."], ["sound.bin"]),
+        ([".", "test_own.py"], ["sound.bin"]),
+        (["-o", "testpaths=checks t*ts", "tests/"], ["sound.bin"]),
         (["test_own.py", "--gqacheck=broken.bin"], ["broken.bin"]),
         (["test_own.py", "--gqacheck-fail-on=warning"], ["sound.bin"]),
         ([], ["sound.bin"]),
@@ -171,14 +203,41 @@ def test_named_tests_leave_out_the_checkpoints_of_the_settings(
     words: list[str], names: list[str], repository: Repository, asks: Asks
 ) -> None:
     repository.write("gqacheck.toml", 'checkpoints = ["sound.bin"]\n')
+    repository.write("tests/test_more.py", "")
     assert asks(*words) == names
 
 
-def test_checkpoints_that_were_left_out_are_told_of(repository: Repository) -> None:
+def test_rootdir_names_no_tests_where_pytest_is_called_below_it(
+    repository: Repository, asks: Asks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.write("pytest.ini", "[pytest]\n")
     repository.write("gqacheck.toml", 'checkpoints = ["sound.bin"]\n')
-    done = repository.pytest("test_own.py")
-    assert "gqacheck.toml are not checked when tests are named" in done.stdout
-    assert " 1 passed" in done.stdout
+    repository.write("sub/deep/test_sub.py", "")
+    monkeypatch.chdir(repository.root / "sub")
+    assert asks("..") == asks(".") == ["sound.bin"]
+    assert asks("deep") == []
+
+
+def test_checkpoints_that_were_left_out_are_told_of_when_quiet_too(repository: Repository) -> None:
+    repository.write("gqacheck.toml", 'checkpoints = ["sound.bin"]\n')
+    done = repository.pytest("-q", "test_own.py")
+    assert done.stdout.count("gqacheck.toml are not checked when tests are named") == 1
+    assert "1 passed" in done.stdout
+
+
+def test_mistake_in_the_settings_is_told_and_stops_nothing_where_tests_are_named(
+    repository: Repository, asks: Asks, plans: Plans
+) -> None:
+    repository.write("gqacheck.toml", 'requires = ["shapes"]\n')
+    assert asks("test_own.py") == []
+    for words in (["test_own.py", "--gqacheck=sound.bin"], ["test_own.py", "--gqacheck-fail-on=error"], ["."], []):
+        with pytest.raises(pytest.UsageError, match="did you mean require"):
+            asks(*words)
+    done = repository.pytest("-q", "test_own.py")
+    assert done.returncode == 0
+    told = [line for line in done.stdout.splitlines() if "did you mean require?" in line]
+    assert len(told) == 1
+    assert "when tests are named" in told[0]
 
 
 def test_tests_that_stand_in_addopts_leave_nothing_out(repository: Repository, asks: Asks) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from plugin_repository import Repository
+
+from gqacheck.plugin.reports import require_sound
 
 
 def test_fixture_gives_one_report_and_the_marker_keeps_a_test_from_running(repository: Repository) -> None:
@@ -18,7 +22,7 @@ def test_fixture_gives_one_report_and_the_marker_keeps_a_test_from_running(repos
         "    assert [f.code for f in report.findings if f.severity.value == 'error'] == ['GQA301']\n"
         "    assert gqacheck_report('broken.bin') is report\n"
         "    assert gqacheck_report('broken.bin', ignore=['GQA3']).exit_code == 0\n"
-        "@pytest.mark.gqacheck('sound.bin')\ndef test_sound():\n    pass\n"
+        "@pytest.mark.gqacheck(path='sound.bin')\ndef test_sound():\n    pass\n"
         "@pytest.mark.gqacheck('broken.bin')\ndef test_broken():\n    raise AssertionError('it ran')\n"
         "@pytest.mark.gqacheck('broken.bin', ignore=['GQA301'])\ndef test_ignored():\n    pass\n"
         "@pytest.mark.gqacheck('gone.bin')\ndef test_gone():\n    raise AssertionError('it ran')\n",
@@ -26,6 +30,7 @@ def test_fixture_gives_one_report_and_the_marker_keeps_a_test_from_running(repos
     done = repository.pytest("-q", "--strict-markers")
     assert "3 passed, 2 errors" in done.stdout
     assert "broken.bin is not sound" in done.stdout
+    assert "gone.bin could not be checked" in done.stdout
     assert "it ran" not in done.stdout
     assert "Traceback" not in done.stdout
 
@@ -47,6 +52,31 @@ def test_marker_that_makes_no_sense_is_one_line(marker: str, says: str, reposito
     errors = done.stdout.partition("ERROR at setup of test_a")[2].partition("short test summary")[0].splitlines()[1:-1]
     assert len(errors) == 1, done.stdout
     assert says in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "says"),
+    [
+        (["broken.bin"], {}, "broken.bin is not sound\n"),
+        ([], {"path": "broken.bin"}, "broken.bin is not sound\n"),
+        (["sound.bin"], {"require": ["pairing"]}, "sound.bin could not be checked\n"),
+        ([], {"path": "gone.bin"}, "gone.bin could not be checked\n"),
+        (["sound.bin"], {"path": "broken.bin"}, "multiple values for argument 'path'"),
+        ([["sound.bin"]], {}, "not list"),
+    ],
+    ids=str,
+)
+def test_marker_tells_what_is_not_sound_from_what_could_not_be_checked(
+    paths: list[Any],
+    options: dict[str, Any],
+    says: str,
+    repository: Repository,
+    pytestconfig: pytest.Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(repository.root)
+    with pytest.raises(pytest.fail.Exception, match=re.escape(says)):
+        require_sound(pytestconfig, *paths, **options)
 
 
 def test_bug_behind_the_marker_is_one_line(repository: Repository) -> None:

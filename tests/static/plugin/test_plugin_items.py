@@ -169,6 +169,9 @@ def test_hostile_file_names_stay_text(words: list[str], repository: Repository) 
     done = repository.pytest("-v", "-rA", "--junitxml=out.xml", *words)
     assert "2 failed, 15 passed" in done.stdout, done.stdout + done.stderr
     assert not {"\x1b", "\x07", "\ufffd"} & set(done.stdout)
+    told = [line for line in done.stdout.splitlines() if "PASSED" in line and "GQA0-file" in line]
+    assert len(told) == 4  # while it runs and in the summary
+    assert all("gqacheck::esc\\x1b]0;x\\x07.bin::" in line or "gqacheck::lat\\udcff.bin::" in line for line in told)
     names = {case.get("classname") for case in ElementTree.parse(repository.root / "out.xml").iter("testcase")}
     assert names == {"test_own", "gqacheck.esc\\x1b]0;x\\x07.bin", "gqacheck.lat\\udcff.bin"}
 
