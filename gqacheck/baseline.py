@@ -2,6 +2,7 @@
 
 It is a JSON file that lies beside the settings. A finding is known by its fingerprint (code, layers and message; of
 what running a model showed, the message without its numbers), under its checkpoint's path from the baseline's folder.
+A link to a checkpoint, and a folder and the only weight file in it, are one checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gqacheck.errors import GqacheckError, UsageError
+from gqacheck.errors import GqacheckError, ReadError, UsageError
 from gqacheck.place import write_beside
 from gqacheck.result import Report
 from gqacheck.rules.heads import counted
@@ -73,17 +74,22 @@ class Baseline:
         """
         gone = self._gone() if whole else ()
         made = {key: list(known) for key, known in self.checkpoints.items() if key not in gone}
+        written: set[str] = set()
         for checkpoint in report.checkpoints:
             if checkpoint.checkpoint is None:
                 continue
             skipped = {skip.code for skip in checkpoint.skipped}
-            kept = [known for known in self.checkpoints.get(self._key(checkpoint.path), ()) if known.code in skipped]
+            key = self._key(checkpoint.path)
+            kept = [known for known in self.checkpoints.get(key, ()) if known.code in skipped]
+            if key in written:  # the same checkpoint under another path
+                kept += made[key]
+            written.add(key)
             found = [
                 Known(finding.fingerprint, finding.code, finding.message)
                 for finding in checkpoint.findings
                 if finding.severity is not Severity.NOTE
             ]
-            made[self._key(checkpoint.path)] = list({known.fingerprint: known for known in (*kept, *found)}.values())
+            made[key] = list({known.fingerprint: known for known in (*kept, *found)}.values())
         data = {
             "schema": SCHEMA,
             "checkpoints": {
@@ -111,8 +117,38 @@ class Baseline:
         return os.path.dirname(os.path.abspath(self.file))
 
     def _key(self, path: str) -> str:
-        folder = self._folder
-        return os.path.relpath(os.path.abspath(path), folder).replace(os.sep, "/")
+        """The key of a checkpoint: that of its entry, else its path from the folder of the baseline."""
+        direct = _below(os.path.abspath(path), self._folder)
+        if direct in self.checkpoints:
+            return direct
+        entries = {os.path.realpath(os.path.join(self._folder, key)): key for key in self.checkpoints}
+        for name in (path, other_name(path) if entries else ""):
+            if name and (key := entries.get(os.path.realpath(name))) is not None:
+                return key
+        if direct.startswith("../"):  # one of both may have been reached through a link
+            real = _below(os.path.realpath(path), os.path.realpath(self._folder))
+            return direct if real.startswith("../") else real
+        return direct
+
+
+def other_name(path: str) -> str:
+    """The folder whose weights ``path`` is, or the file that is the weights of the folder ``path``; "" for neither."""
+    from gqacheck.formats.model_files import list_folder
+    from gqacheck.formats.weight_sets import find_weight_sets
+
+    is_folder = os.path.isdir(path)
+    folder, name = (path, "") if is_folder else os.path.split(path)
+    try:
+        sets = find_weight_sets(list_folder(folder or "."))
+    except ReadError:
+        return ""
+    if len(sets) != 1 or (name and name != sets[0].name):
+        return ""
+    return os.path.join(folder, sets[0].name) if is_folder else folder or "."
+
+
+def _below(path: str, folder: str) -> str:
+    return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def read_baseline(path: str, *, may_be_new: bool = False) -> Baseline:

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 from gqacheck.errors import UsageError
 from gqacheck.screen import Screen, guarded, leave
@@ -23,26 +25,57 @@ def main(environment: Mapping[str, str] | None = None) -> int:
     """Checks, and leaves summary and outputs where the runner reads them; 0 unless that failed.
 
     The exit code of the check is the output ``exit-code``: the step that fails with it comes after the artefact.
+    A check that ended before there was a report is an annotation, and its complaint is the summary.
     """
     given = os.environ if environment is None else environment
-    screen = Screen(sys.stdout, sys.stderr)
+    told = _Heard(sys.stderr)
+    screen = Screen(sys.stdout, told)
     folder = tempfile.mkdtemp(prefix="gqacheck.", dir=given.get("RUNNER_TEMP") or None)
-    code = guarded(screen, lambda: _check(given, folder))
+    code = guarded(screen, lambda: _check(given, folder, told))
     summary = os.path.join(folder, REPORTS["markdown"])
     if os.path.isfile(summary):
         with open(summary, encoding="utf-8") as stream:
             _append(given.get("GITHUB_STEP_SUMMARY", ""), stream.read())
+    elif complaint := told.complaint(screen.name):
+        from gqacheck.report.github import Annotation
+        from gqacheck.report.markdown_text import prose
+
+        screen.write(f"{Annotation('error', screen.name, (complaint,))}\n")
+        _append(given.get("GITHUB_STEP_SUMMARY", ""), f"**gqacheck checked nothing**: {prose(complaint)}\n")
     _append(given.get("GITHUB_OUTPUT", ""), f"exit-code={code}\nreports={folder}\n")
     return 0
 
 
-def _check(given: Mapping[str, str], folder: str) -> int:
+class _Heard(io.StringIO):
+    """Standard error that remembers what was written to it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            self._stream.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+
+    def complaint(self, name: str) -> str:
+        """The first line of the last complaint, without the name of the program."""
+        begun = f"{name}: "
+        lines = [line.removeprefix(begun) for line in self.getvalue().splitlines() if line.startswith(begun)]
+        return lines[-1] if lines else ""
+
+
+def _check(given: Mapping[str, str], folder: str, told: TextIO) -> int:
     from gqacheck.cli import main as check
 
     options, checkpoints = words_of(given)
     reports = [f"--output={form}={os.path.join(folder, name)}" for form, name in REPORTS.items()]
     floor = floor_of([*options, "--", *checkpoints])
-    return check(["check", *options, *floor, "--format=github", *reports, "--", *checkpoints])
+    return check(["check", *options, *floor, "--format=github", *reports, "--", *checkpoints], stderr=told)
 
 
 def words_of(given: Mapping[str, str]) -> tuple[list[str], list[str]]:

@@ -3,8 +3,8 @@
 ``python -m gqacheck.integrations.pre_commit [options] FILE ...``; options are those of ``gqacheck check``, with their
 values behind ``=`` (``--expect-ratio=7:1``), because pre-commit puts the files last.
 
-A commit holds many files that end in ``.bin`` or ``.pt`` and are no language model. They are named in a line of their
-own and block nothing; a checkpoint that cannot be read does.
+A commit holds many files that end in ``.bin`` or ``.pt`` and are no causal language model. They are named in a line of
+their own and block nothing; a checkpoint that cannot be read does.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from gqacheck.screen import Screen, guarded, leave
 from gqacheck.text import printable
 
 if TYPE_CHECKING:
+    from gqacheck.checkpoint import Checkpoint
     from gqacheck.formats.model_files import Listing
+    from gqacheck.geometry.facts import Geometry
     from gqacheck.settings import Settings
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 STANDARD = frozenset(("model.safetensors", "pytorch_model.bin", *INDEXES))
 """Names that ``save_pretrained`` gives; beside a config.json of whatever content they are a model's."""
 WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
-CAUSAL = ("ForCausalLM", "LMHeadModel")
+CAUSAL = ("CausalLM", "LMHeadModel")
+"""What the names of classes of causal language models hold, remote code's and a pruner's own too."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -47,11 +50,13 @@ def _run(words: Sequence[str], screen: Screen) -> int:
     settings = find_settings(os.getcwd())
     found = []
     for path in checkpoints_of(files):
-        reason = _no_model(path, {**settings.of(path), **given})
-        if reason and not _named(path, settings):
+        named = _named(path, settings)
+        reason = "" if named else _no_model(path, {**settings.of(path), **given})
+        if reason:
             screen.remark(f"note: {path} was not checked: {reason.removeprefix(f'{printable(path)}: ')}")
         else:
-            found.append(path)
+            found.append(named or path)
+    found = list(dict.fromkeys(found))
     return check(["check", *options, "--", *found]) if found else 0
 
 
@@ -171,15 +176,44 @@ def _no_model(path: str, asked: Mapping[str, Any]) -> str:
         return "" if folder or _is_part(path) else str(error)
     except (ReadError, OSError):
         return ""
-    names = checkpoint.config.values.get("architectures") if checkpoint.config is not None else None
+    if any(word in name for name in _classes(checkpoint) for word in CAUSAL):
+        return ""
     try:
-        measure(checkpoint, family=asked.get("family"), head_dim=asked.get("head_dim"))
+        geometry = measure(checkpoint, family=asked.get("family"), head_dim=asked.get("head_dim"))
     except NotACheckpoint as error:
-        causal = isinstance(names, (list, tuple)) and any(str(name).endswith(CAUSAL) for name in names)
-        return "" if causal else str(error)
+        return str(error)
     except ReadError:
         return ""
-    return ""
+    return "" if asked.get("family") else _no_causal(checkpoint, geometry)
+
+
+def _classes(checkpoint: Checkpoint) -> list[str]:
+    """Names of classes that the checkpoint says it is of: in its config, remote code's too, and of its modules."""
+    values = checkpoint.config.values if checkpoint.config is not None else {}
+    architectures, remote = values.get("architectures"), values.get("auto_map")
+    named = list(architectures) if isinstance(architectures, (list, tuple)) else []
+    if not named and isinstance(remote, Mapping):
+        named = list(remote)
+    return [*map(str, named), *(module.short_class for module in checkpoint.modules.values())]
+
+
+def _no_causal(checkpoint: Checkpoint, geometry: Geometry) -> str:
+    """Why what has layers, and says nowhere that it is a causal language model, is none; "" when it can be one.
+
+    It can be one where the layers are a known family's, or share KV heads as an encoder's do not.
+    """
+    values = checkpoint.config.values if checkpoint.config is not None else {}
+    classes = _classes(checkpoint)
+    shown = printable(classes[0] if classes else values.get("model_type") or "", 80)
+    if values.get("is_encoder_decoder") is True:
+        return f"{shown or 'the model'} is an encoder-decoder, and no causal language model"
+    blocks = [layer.attention for layer in geometry.layers]
+    shares = any(own.q is not None and own.k is not None and own.q.rows != own.k.rows for own in blocks)
+    if shares or not geometry.family.generic or "num_key_value_heads" in geometry.config:
+        return ""
+    if shown:
+        return f"{shown} is no causal language model that is known; name it in checkpoints of the settings if it is one"
+    return "its layers are of no known family; name it in checkpoints of the settings if it is a causal language model"
 
 
 def _no_container(path: str) -> str:
@@ -212,14 +246,23 @@ def _is_part(path: str) -> bool:
     return path.endswith(".json") or (shard is not None and int(shard.total) > 1)
 
 
-def _named(path: str, settings: Settings) -> bool:
-    """Whether the settings' ``checkpoints`` name the path, or a folder that it lies in."""
+def _named(path: str, settings: Settings) -> str:
+    """The path by which the settings' ``checkpoints`` name it, or itself where they name a folder that it lies in.
+
+    "" when they do neither. A folder may be named by the only weight file in it, and the other way round.
+    """
     from glob import glob
 
-    real = os.path.realpath(path)
+    from gqacheck.baseline import other_name
+    from gqacheck.settings import shortest
+
     patterns = (os.path.join(settings.folder, pattern) for pattern in settings.checkpoints)
-    named = {os.path.realpath(one) for pattern in patterns for one in glob(pattern, recursive=True)}
-    return any(real == one or real.startswith(one.rstrip(os.sep) + os.sep) for one in named)
+    named = {os.path.realpath(one): one for pattern in patterns for one in glob(pattern, recursive=True)}
+    real = os.path.realpath(path)
+    other = other_name(path) if named and real not in named else ""
+    if other and os.path.realpath(other) in named:
+        return shortest(named[os.path.realpath(other)].rstrip(os.sep))
+    return path if any(real == one or real.startswith(one.rstrip(os.sep) + os.sep) for one in named) else ""
 
 
 if __name__ == "__main__":

@@ -196,3 +196,22 @@ def test_usage_error_leaves_no_report_and_its_own_exit_code(runner: Runner) -> N
     assert told["exit-code"] == "2"
     assert "there is no option '--no-such-option'" in done.stderr
     assert list(Path(told["reports"]).iterdir()) == []
+    assert "::error title=gqacheck::there is no option '--no-such-option'" in done.stdout
+    assert "there is no option" in runner.summary.read_text(encoding="utf-8")
+
+
+def test_usage_error_of_inputs_and_settings_is_an_annotation_and_in_the_summary(runner: Runner) -> None:
+    done, _ = runner.check()
+    assert "::error title=gqacheck::no checkpoint was given\n" in done.stdout
+    assert runner.summary.read_text(encoding="utf-8").count("no checkpoint was given") == 1
+    (runner.root / "gqacheck.toml").write_text('requires = ["100%"]\n')
+    done, told = runner.check(checkpoints="parent")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("::error"))
+    assert "there is no setting 'requires'; did you mean require?" in line
+    assert "did you mean require?" in runner.summary.read_text(encoding="utf-8")
+    assert told["exit-code"] == "2"
+    (runner.root / "gqacheck.toml").unlink()
+    done, _ = runner.check(checkpoints="parent", args="--no-such%0A##[error]x")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("::error"))
+    assert "%250A" in line
+    assert "##[" not in line

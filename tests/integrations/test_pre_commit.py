@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gqacheck.cli import main as check
 from gqacheck.integrations.pre_commit import checkpoints_of, main
 from gqacheck.testing.sketch import Sketch, sketch_llama, tensor
 from gqacheck.testing.writers import write_safetensors, write_torch_zip
@@ -102,6 +103,93 @@ def test_file_of_no_language_model_blocks_nothing_and_is_named(file: str, others
         assert "was not checked: " in told
     assert main(["--quiet", file, "sound/config.json"]) == 0
     assert main(["--quiet", file, "alone.bin"]) == 1
+
+
+def plain_layers(stem: str) -> dict[str, object]:
+    """Layers of an encoder, or of an encoder-decoder's decoder: as many KV heads as query heads."""
+    made = {}
+    for n in range(2):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"):
+            made[f"{stem}.{n}.{name}.weight"] = tensor((16, 16))
+    return made
+
+
+def write_other(folder: Path, stem: str, config: dict[str, object] | None, name: str = "model.safetensors") -> None:
+    folder.mkdir(exist_ok=True)
+    write = write_safetensors if name.endswith(".safetensors") else write_torch_zip
+    write(folder / name, plain_layers(stem))
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+WHISPER = {"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "is_encoder_decoder": True}
+CLIP = {"architectures": ["CLIPModel"], "text_config": {"model_type": "clip_text_model", "num_attention_heads": 2}}
+
+
+@pytest.mark.parametrize(
+    ("stem", "config", "told"),
+    [
+        ("model.decoder.layers", WHISPER, "WhisperForConditionalGeneration is an encoder-decoder"),
+        ("text_model.encoder.layers", CLIP, "CLIPModel is no causal language model"),
+        ("model.decoder.layers", None, "its layers are of no known family"),
+        ("layers", None, "its layers are of no known family"),
+    ],
+)
+def test_model_that_is_no_causal_language_model_is_named_with_the_reason(
+    stem: str, config: dict[str, object] | None, told: str, repository: Path, capsys
+) -> None:
+    name = "model.safetensors" if config else "m.pt"
+    write_other(repository / "other", stem, config, name)
+    assert main(["--quiet", f"other/{name}"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert f"was not checked: {told}" in err
+    (repository / "gqacheck.toml").write_text('checkpoints = ["other"]\n')
+    main(["--quiet", f"other/{name}"])
+    assert "other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["GqacheckLlamaForCausalLM"], "model_type": "gqacheck_llama"},
+        {"architectures": ["OwnForCausalLM"], "model_type": "own"},
+        {"auto_map": {"AutoModelForCausalLM": "own.Own"}, "model_type": "own"},
+        {"architectures": ["LlamaModel"], "model_type": "llama"},
+        {"architectures": ["Own"], "model_type": "own"},  # the config speaks of KV heads
+        {"architectures": ["Own"], "model_type": "own", "num_key_value_heads": None},  # the shapes do
+    ],
+)
+def test_language_model_whose_class_has_a_name_of_its_own_is_checked(
+    config: dict[str, object], repository: Path, capsys
+) -> None:
+    shares = config.get("num_key_value_heads", 0) is None
+    made = sketch_llama(n_layers=2) if shares else sketch_llama(n_layers=2, n_kv_heads=6, n_q_heads=6, head_dim=16)
+    if config.get("architectures") != ["Own"]:
+        del made.config["num_key_value_heads"]
+    made.config = {key: value for key, value in made.config.items() if key != "architectures"} | config
+    made.config = {key: value for key, value in made.config.items() if value is not None}
+    made.write_folder(repository / "own")
+    main(["--quiet", "own/config.json"])
+    assert "own: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", ["out", "out/model.bin"])
+def test_hook_knows_what_the_gate_knows(named: str, repository: Path, capsys) -> None:
+    """The settings may name the folder, and the hook the file in it; or the other way round."""
+    (repository / "out").mkdir()
+    broken_sketch().write_module(repository / "out" / "model.bin")
+    (repository / "gqacheck.toml").write_text(
+        f'checkpoints = ["{named}"]\nbaseline = "known.json"\n[[paths]]\nmatch = "{named}"\nexpect-layers = 2\n'
+    )
+    assert check(["--update-baseline"]) == 0
+    assert main(["--quiet", "out/model.bin"]) == 0
+    assert f"{named}: PASS" in capsys.readouterr().out
+    assert list(json.loads((repository / "known.json").read_text())["checkpoints"]) == [named]
+    (repository / "out" / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["--quiet", "out/config.json"]) in (0, 1)
+    assert f"{named}: " in capsys.readouterr().out
 
 
 def test_file_that_the_settings_name_is_checked_whatever_it_is(others: Path, capsys) -> None:

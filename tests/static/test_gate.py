@@ -211,6 +211,48 @@ def test_baseline_behind_a_link_is_written_where_it_lies(repository: Path) -> No
     assert "GQA301" in (repository / "far.json").read_text()
 
 
+def test_baseline_knows_a_checkpoint_behind_a_link_and_in_a_folder_behind_one(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("out/broken.bin", "--baseline", "known.json", "--update-baseline")
+    before = (repository / "known.json").read_text()
+    os.symlink("out/broken.bin", repository / "link.bin")
+    os.symlink(repository, repository.parent / f"{repository.name}-link")
+    far = repository.parent / f"{repository.name}-link"
+    assert run("link.bin", "--baseline", "known.json")[0] == 0
+    assert run(str(far / "out" / "broken.bin"), "--baseline", "known.json")[0] == 0
+    assert run("out/broken.bin", "--baseline", str(far / "known.json"))[0] == 0
+    assert run("link.bin", "--baseline", "known.json", "--update-baseline")[0] == 0
+    assert (repository / "known.json").read_text() == before
+    (repository / "known.json").unlink()
+    run("out/broken.bin", "--baseline", str(far / "known.json"), "--update-baseline")
+    assert (repository / "known.json").read_text() == before
+    run("link.bin", "--baseline", "new.json", "--update-baseline")
+    assert run("out/broken.bin", "--baseline", "new.json")[0] == 0
+
+
+def test_baseline_knows_a_folder_by_the_only_weight_file_in_it(repository: Path) -> None:
+    (repository / "one").mkdir()
+    os.rename(repository / "out" / "broken.bin", repository / "one" / "m.bin")
+    for written, asked in (("one", "one/m.bin"), ("one/m.bin", "one")):
+        (repository / "known.json").unlink(missing_ok=True)
+        run(written, "--baseline", "known.json", "--update-baseline")
+        code, out, _ = run(asked, "--baseline", "known.json")
+        assert code == 0
+        assert "stale" not in out
+    run("one", "one/m.bin", "--baseline", "known.json", "--update-baseline")
+    assert run("one", "one/m.bin", "--baseline", "known.json")[0] == 0
+    os.rename(repository / "one" / "m.bin", repository / "one" / "pytorch_model.bin")
+    run("one", "--baseline", "known.json", "--update-baseline")
+    (repository / "one" / "copy.bin").write_bytes((repository / "one" / "pytorch_model.bin").read_bytes())
+    assert run("one/pytorch_model.bin", "--baseline", "known.json")[0] == 0
+    assert run("one/copy.bin", "--baseline", "known.json")[0] == 1  # not what the folder is loaded from
+    os.rename(repository / "one" / "pytorch_model.bin", repository / "one" / "m.bin")
+    (repository / "one" / "other.bin").write_bytes((repository / "out" / "sound.bin").read_bytes())
+    run("one/m.bin", "--baseline", "known.json", "--update-baseline")
+    assert "stale" not in run("one/other.bin", "--baseline", "known.json")[1]
+
+
 def test_baseline_in_the_settings_is_meant_from_their_folder_before_it_is_there(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
