@@ -151,7 +151,7 @@ def generation_garbled(subject: Subject) -> Iterator[Violation]:
         GARBLED,
         what="are garbled",
         consequence="nothing raises; whoever reads the output sees noise, and LoRA only covers it up",
-        fix="run it with --base and mend what the lineage rules name; check that the tokenizer is this model's",
+        fix="mend what the lineage rules name beside its parent (--base); check that the tokenizer is this model's",
     )
 
 
