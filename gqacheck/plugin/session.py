@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Generator
 from typing import Any
@@ -19,6 +21,7 @@ def start(config: pytest.Config) -> None:
     """Decides what the run checks, and registers what does it. Raises pytest.UsageError for what makes no sense."""
     from gqacheck.plugin.asked import read_asked
 
+    _refuse_what_workers_cannot_take(config)
     try:
         asked = read_asked(config)
         plans = make_plans(asked.wanted, str(config.rootpath))
@@ -46,11 +49,7 @@ class GqacheckRun:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Hands a worker of xdist what was decided. Raises pytest.UsageError for words that xdist cannot hand it."""
-        for word in node.workerinput.get("mainargv", ()):
-            if not _is_unicode(word):
-                shown = printable(word, 400)
-                raise pytest.UsageError(f"gqacheck: xdist takes no {shown}: put it into checkpoints of gqacheck.toml")
+        """Hands a worker of xdist what was decided."""
         if not self.made_folder:
             self.made_folder = tempfile.mkdtemp(prefix="gqacheck-")
         node.workerinput["gqacheck"] = (as_text(self.plans), self.made_folder)
@@ -98,6 +97,16 @@ class GqacheckRun:
             terminalreporter.write_line(f"gqacheck: {printable(self.remark, 2000)}")
         for entry in self.stale:
             terminalreporter.write_line(f"gqacheck: {entry}")
+
+
+def _refuse_what_workers_cannot_take(config: pytest.Config) -> None:
+    """Raises pytest.UsageError for words that xdist cannot hand to a worker, before there is one."""
+    if not getattr(config.option, "tx", None):
+        return
+    for word in (*sys.argv, *config.invocation_params.args):
+        if not _is_unicode(os.fspath(word)):
+            shown = printable(os.fspath(word), 400)
+            raise pytest.UsageError(f"gqacheck: xdist takes no {shown}: put it into checkpoints of gqacheck.toml")
 
 
 def _is_unicode(word: str) -> bool:
